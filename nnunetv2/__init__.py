@@ -1,0 +1,1 @@
+"""Medical image segmentation that configures itself, with joint case-level classification."""

@@ -1,0 +1,1 @@
+"""Other layouts to the raw layout."""

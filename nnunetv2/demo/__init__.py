@@ -1,0 +1,1 @@
+"""The phantom dataset and its walk through the commands."""

@@ -1,0 +1,1 @@
+"""Raw dataset to fingerprint and plans."""

@@ -1,0 +1,1 @@
+"""Trained model and raw images to predictions."""

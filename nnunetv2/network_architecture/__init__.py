@@ -1,0 +1,1 @@
+"""Classification heads and the network that joins them to a segmentation network."""

@@ -1,0 +1,1 @@
+"""Raw case to network input."""

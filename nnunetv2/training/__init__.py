@@ -1,0 +1,1 @@
+"""Preprocessed data to a trained model."""

@@ -1,0 +1,1 @@
+"""Labels, regions and case-level class labels."""
