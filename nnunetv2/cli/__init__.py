@@ -1,1 +1,1 @@
-"""Command line entry points, one module for each family of commands."""
+"""Commands: each parses its options, then calls the Python function behind it."""

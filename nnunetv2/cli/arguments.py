@@ -1,0 +1,99 @@
+"""What all commands share: how errors are shown, and the options that several of them have.
+
+Nothing heavy is imported here, so that ``--help`` and a misspelled option answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+# What a mistake of the user raises. Anything else is a fault of the program and keeps its traceback.
+EXPECTED_ERRORS = (ValueError, RuntimeError, OSError, ImportError, AssertionError)
+DEBUG_VARIABLE = "nnUNet_debug"
+TRUE_VALUES = ("1", "true", "t", "yes")
+INTERRUPTED_EXIT_STATUS = 130  # what shells report for a program stopped with Ctrl+C
+
+Command = Callable[..., None]
+
+
+def run_command(main: Command) -> Command:
+    """Decorator of a command: an expected error becomes one line on stderr and exit status 1.
+
+    With ``--verbose`` among the arguments, or the environment variable ``nnUNet_debug=1``, the traceback is shown instead.
+
+        @run_command
+        def main(argv: Sequence[str] | None = None) -> None:
+            args = build_parser().parse_args(argv)
+            ...
+
+    Args:
+        main: The command; takes the arguments without the program's name, None for those of the process.
+
+    Returns:
+        The command with the same signature.
+    """
+
+    @functools.wraps(main)
+    def command(argv: Sequence[str] | None = None) -> None:
+        try:
+            main(argv)
+        except KeyboardInterrupt:
+            if traceback_wanted(argv):
+                raise
+            print("Interrupted.", file=sys.stderr)
+            sys.exit(INTERRUPTED_EXIT_STATUS)
+        except EXPECTED_ERRORS as error:
+            if traceback_wanted(argv) or not str(error):
+                raise
+            print(f"Error: {error}\n({DEBUG_VARIABLE}=1 in the environment shows where it was raised.)", file=sys.stderr)
+            sys.exit(1)
+
+    return command
+
+
+def traceback_wanted(argv: Sequence[str] | None) -> bool:
+    """Whether the user asked for the place where an error was raised."""
+    arguments = sys.argv[1:] if argv is None else argv
+    return "--verbose" in arguments or os.environ.get(DEBUG_VARIABLE, "").lower() in TRUE_VALUES
+
+
+def dataset_id_or_name(text: str) -> int | str:
+    """``4``, ``004`` or ``Dataset004_Name``, as argparse type."""
+    if text.startswith("Dataset"):
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a dataset id (4) nor a dataset name (Dataset004_Name)") from None
+
+
+def number_of_processes(text: str) -> int:
+    """A whole number of worker processes; 0 and 1 both mean: in this process."""
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} processes are not possible, give 0 or more")
+    return number
+
+
+def add_dataset_ids(parser: argparse.ArgumentParser) -> None:
+    """``-d``: one or more datasets."""
+    parser.add_argument(
+        "-d", nargs="+", type=dataset_id_or_name, required=True, metavar="DATASET", help="dataset ids (4) or names (Dataset004_Name)"
+    )
+
+
+def add_verbose(parser: argparse.ArgumentParser) -> None:
+    """``--verbose``: say more, and show tracebacks."""
+    parser.add_argument("--verbose", action="store_true", help="say more while working, and show the traceback of an error")
+
+
+def add_no_progress_bar(parser: argparse.ArgumentParser) -> None:
+    """``--no_pbar``: for log files."""
+    parser.add_argument("--no_pbar", action="store_true", help="no progress bar, for log files")
