@@ -1,0 +1,303 @@
+"""Raw dataset to dataset_fingerprint.json: sizes, spacings and foreground intensities of all cases."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.imageio.label_values import check_finite, whole_label_values
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
+from nnunetv2.scheduling import run_per_case
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.file_io import load_json, save_json
+from nnunetv2.utilities.json_export import recursive_fix_for_json_export
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+# Foreground intensities drawn from all cases together; nnU-Net's number, which plans depend on in their last digits.
+TOTAL_SAMPLES = 10e7
+SAMPLING_SEED = 1234
+PERCENTILES = (0.5, 50.0, 99.5)
+# Samples are drawn in pieces that stay in the processor's cache; the random numbers are the same.
+DRAW_CHUNK = 2**20
+
+
+@dataclass(frozen=True)
+class ForegroundSamples:
+    """Intensities to be drawn with replacement, kept as the few voxels they are drawn from.
+
+    A case has thousands of foreground voxels and millions of samples: the draw is repeated where it is needed instead of being
+    sent between processes. ``np.asarray`` gives the samples.
+    """
+
+    voxels: np.ndarray  # float32 (n,), intensities of the foreground in C order
+    random_state: tuple  # of the numpy.random.RandomState before the draw
+    num_samples: int
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        samples = np.empty(self.num_samples, dtype=self.voxels.dtype if dtype is None else dtype)
+        self.draw_into(samples)
+        return samples
+
+    def draw_into(self, out: np.ndarray) -> None:
+        """Fill a 1D array of length `num_samples`."""
+        random = np.random.RandomState()
+        random.set_state(self.random_state)
+        for start in range(0, self.num_samples, DRAW_CHUNK):
+            count = min(DRAW_CHUNK, self.num_samples - start)
+            # what RandomState.choice draws with replacement
+            out[start : start + count] = self.voxels[random.randint(0, len(self.voxels), size=count)]
+
+
+def skip_draw(random: np.random.RandomState, num_voxels: int, num_samples: int) -> None:
+    """Advance the random state by one draw."""
+    for start in range(0, num_samples, DRAW_CHUNK):
+        random.randint(0, num_voxels, size=min(DRAW_CHUNK, num_samples - start))
+
+
+def foreground_samples(
+    segmentation: np.ndarray, images: np.ndarray, seed: int, num_samples: int
+) -> list[ForegroundSamples | np.ndarray | list]:
+    """Samples of every channel, drawn with replacement from the voxels whose label is above 0 (the ignore label too).
+
+    Args:
+        segmentation: Labels (1, x, y, z).
+        images: float32 (c, x, y, z).
+        seed: Of one random state that all channels share, in order.
+        num_samples: By channel.
+
+    Returns:
+        By channel something that ``np.asarray`` makes an array; an empty list without foreground.
+    """
+    mask = segmentation[0] > 0
+    num_voxels = int(np.count_nonzero(mask))
+    if num_voxels == 0:
+        return [[] for _ in images]
+    random = np.random.RandomState(seed)
+    samples: list[ForegroundSamples | np.ndarray | list] = []
+    for channel, image in enumerate(images):
+        lazy = ForegroundSamples(image[mask], random.get_state(), num_samples)
+        # Whichever takes less memory travels to the parent process.
+        samples.append(lazy if num_voxels < num_samples else np.asarray(lazy))
+        if channel < len(images) - 1:
+            skip_draw(random, num_voxels, num_samples)
+    return samples
+
+
+class DatasetFingerprintExtractor:
+    """Computes dataset_fingerprint.json.
+
+    Args:
+        dataset_name_or_id: Dataset below nnUNet_raw.
+        num_processes: Cases read at the same time.
+        verbose: Say more while working.
+
+    Raises:
+        FileNotFoundError: If the dataset or its dataset.json is missing.
+        ValueError: If it has no training cases.
+    """
+
+    show_progress_bar: bool = True
+
+    def __init__(self, dataset_name_or_id: str | int, num_processes: int = 8, verbose: bool = False) -> None:
+        self.dataset_name = maybe_convert_to_dataset_name(dataset_name_or_id)
+        self.verbose = verbose
+        self.num_processes = num_processes
+        self.input_folder = os.path.join(nnUNet_raw, self.dataset_name)
+        dataset_json_file = os.path.join(self.input_folder, "dataset.json")
+        if not os.path.isfile(dataset_json_file):
+            raise FileNotFoundError(f"{dataset_json_file} does not exist. Every raw dataset needs a dataset.json that describes it.")
+        self.dataset_json = load_json(dataset_json_file)
+        self.dataset = get_filenames_of_train_images_and_targets(self.input_folder, self.dataset_json)
+        if not self.dataset:
+            raise ValueError(
+                f"{self.input_folder} has no training cases: no file in imagesTr ends with {self.dataset_json.get('file_ending')!r}, "
+                "the file_ending of dataset.json."
+            )
+        self.num_foreground_voxels_for_intensitystats = TOTAL_SAMPLES
+
+    @staticmethod
+    def collect_foreground_intensities(
+        segmentation: np.ndarray, images: np.ndarray, seed: int = SAMPLING_SEED, num_samples: int = 10000
+    ) -> tuple[list[np.ndarray | list], list[dict[str, float]]]:
+        """Samples and statistics of the foreground of one case.
+
+        Args:
+            segmentation: Labels (1, x, y, z).
+            images: Intensities (c, x, y, z).
+            seed: Of the draw.
+            num_samples: By channel, drawn with replacement.
+
+        Returns:
+            By channel the samples (an empty list without foreground), and by channel statistics of all foreground voxels.
+
+        Raises:
+            ValueError: If the arrays are not 4D or hold NaN.
+        """
+        check_case_arrays(images, segmentation)
+        samples = foreground_samples(segmentation, images, seed, num_samples)
+        return [np.asarray(s) if len(s) else [] for s in samples], foreground_statistics(segmentation, images)
+
+    @staticmethod
+    def analyze_case(
+        image_files: Sequence[str], segmentation_file: str, reader_writer_class: type[BaseReaderWriter], num_samples: int = 10000
+    ) -> tuple[tuple[int, ...], Sequence[float], list, list[dict[str, float]], float]:
+        """What one case adds to the fingerprint.
+
+        Returns:
+            Shape after cropping, spacing in mm of the image, samples by channel (see `foreground_samples`), statistics by channel,
+            and the share of voxels that cropping left.
+        """
+        reader = reader_writer_class()
+        images, properties = reader.read_images(image_files)
+        segmentation, _ = reader.read_seg(segmentation_file)
+        case = os.path.basename(segmentation_file)
+        if images.shape[1:] != segmentation.shape[1:]:
+            raise ValueError(
+                f"{case}: image and segmentation have different shapes, {images.shape[1:]} and {segmentation.shape[1:]}. Both must lie "
+                "on the same voxel grid; --verify_dataset_integrity lists every affected case."
+            )
+        check_finite(images, case)
+        segmentation = whole_label_values(segmentation, case)
+
+        cropped, cropped_segmentation, _ = crop_to_nonzero(images, segmentation)
+        check_case_arrays(cropped, cropped_segmentation)
+        samples = foreground_samples(cropped_segmentation, cropped, SAMPLING_SEED, num_samples)
+        statistics = foreground_statistics(cropped_segmentation, cropped)
+        relative_size = np.prod(cropped.shape[1:]) / np.prod(images.shape[1:])
+        return cropped.shape[1:], properties["spacing"], samples, statistics, float(relative_size)
+
+    def run(self, overwrite_existing: bool = False) -> dict[str, Any]:
+        """Compute and write the fingerprint.
+
+        Args:
+            overwrite_existing: Compute it even if the file exists.
+
+        Returns:
+            The content of dataset_fingerprint.json.
+
+        Raises:
+            CaseErrors: If cases cannot be read; it lists all of them.
+            ValueError: If no case has foreground, or a case has another number of channels than dataset.json.
+        """
+        preprocessed_folder = os.path.join(nnUNet_preprocessed, self.dataset_name)
+        fingerprint_file = os.path.join(preprocessed_folder, "dataset_fingerprint.json")
+        if os.path.isfile(fingerprint_file) and not overwrite_existing:
+            fingerprint = load_json(fingerprint_file)
+            n_cases = len(fingerprint.get("spacings", []))
+            if n_cases != len(self.dataset):
+                print(
+                    f"WARNING: {fingerprint_file} was computed from {n_cases} cases, the dataset now has {len(self.dataset)}. "
+                    "It is used as it is; --clean computes it again."
+                )
+            return fingerprint
+
+        reader_writer_class = determine_reader_writer_from_dataset_json(
+            self.dataset_json, next(iter(self.dataset.values()))["images"][0]
+        )
+        num_samples = int(self.num_foreground_voxels_for_intensitystats // len(self.dataset))
+        results = run_per_case(
+            type(self).analyze_case,
+            [(case["images"], case["label"], reader_writer_class, num_samples) for case in self.dataset.values()],
+            identifiers=list(self.dataset),
+            num_processes=self.num_processes,
+            description="fingerprint",
+            show_progress=self.show_progress_bar,
+        )
+        channel_names = self.dataset_json.get("channel_names") or self.dataset_json["modality"]
+        self.check_number_of_channels([len(r[2]) for r in results], len(channel_names))
+
+        fingerprint = {
+            "spacings": [r[1] for r in results],
+            "shapes_after_crop": [r[0] for r in results],
+            "foreground_intensity_properties_per_channel": {
+                str(channel): self.intensity_properties([r[2][channel] for r in results]) for channel in range(len(channel_names))
+            },
+            "median_relative_size_after_cropping": float(np.median([r[4] for r in results])),
+        }
+        recursive_fix_for_json_export(fingerprint)
+        os.makedirs(preprocessed_folder, exist_ok=True)
+        save_json(fingerprint, fingerprint_file, sort_keys=True)
+        return fingerprint
+
+    def check_number_of_channels(self, found: Sequence[int], expected: int) -> None:
+        """Stop where cases have another number of channels than dataset.json."""
+        wrong = {case: n for case, n in zip(self.dataset, found, strict=True) if n != expected}
+        if wrong:
+            listed = ", ".join(f"{case}: {n}" for case, n in list(wrong.items())[:20])
+            raise ValueError(
+                f"dataset.json of {self.dataset_name} names {expected} channels, but {len(wrong)} of {len(found)} cases have another "
+                f"number ({listed}). Every channel is a file CASE_0000, CASE_0001, ... in imagesTr."
+            )
+
+    def intensity_properties(self, samples: Sequence[ForegroundSamples | np.ndarray | list]) -> dict[str, float]:
+        """Statistics of the samples of one channel over all cases."""
+        if not any(len(s) for s in samples):
+            raise ValueError(
+                f"Dataset {self.dataset_name} has no foreground: not one of its {len(samples)} segmentations holds a label above 0. "
+                "Check that labelsTr holds the segmentations and that the background is 0."
+            )
+        return intensity_properties(samples)
+
+
+def intensity_properties(samples: Sequence[ForegroundSamples | np.ndarray | list]) -> dict[str, float]:
+    """Mean, deviation, extremes and percentiles of samples laid end to end.
+
+    The numbers are those of ``np.mean``, ``np.std`` and ``np.percentile`` on one array, in float32, or in float64 if any case
+    has no foreground (concatenating an empty list makes it so in nnU-Net, which shows in the last digits). That array may hold
+    1e8 numbers, so it is the only one: each step works in place, and the samples are drawn a second time for the percentiles.
+    """
+    dtype = np.float32 if all(len(s) for s in samples) else np.float64
+    values = np.empty(sum(len(s) for s in samples), dtype=dtype)
+    fill(values, samples)
+    properties = {"mean": float(np.mean(values)), "min": float(np.min(values)), "max": float(np.max(values))}
+    values -= np.mean(values)
+    np.multiply(values, values, out=values)
+    properties["std"] = float(np.sqrt(np.mean(values)))
+
+    fill(values, samples)
+    low, median, high = np.percentile(values, PERCENTILES, overwrite_input=True)
+    return properties | {"median": float(median), "percentile_00_5": float(low), "percentile_99_5": float(high)}
+
+
+def fill(values: np.ndarray, samples: Iterable[ForegroundSamples | np.ndarray | list]) -> None:
+    """Lay samples end to end."""
+    start = 0
+    for case_samples in samples:
+        part = values[start : start + len(case_samples)]
+        if isinstance(case_samples, ForegroundSamples):
+            case_samples.draw_into(part)
+        else:
+            part[:] = case_samples
+        start += len(case_samples)
+
+
+def foreground_statistics(segmentation: np.ndarray, images: np.ndarray) -> list[dict[str, float]]:
+    """By channel, statistics of all voxels whose label is above 0; NaN without any."""
+    mask = segmentation[0] > 0
+    names = ("mean", "min", "max", "percentile_00_5", "median", "percentile_99_5")
+    if not mask.any():
+        return [dict.fromkeys(names, float("nan")) for _ in images]
+    statistics = []
+    for image in images:
+        voxels = image[mask]
+        numbers = (np.mean(voxels), np.min(voxels), np.max(voxels), *np.percentile(voxels, PERCENTILES))
+        statistics.append({name: float(number) for name, number in zip(names, numbers, strict=True)})
+    return statistics
+
+
+def check_case_arrays(images: np.ndarray, segmentation: np.ndarray) -> None:
+    """Stop on arrays that are not (c, x, y, z) or hold NaN."""
+    if images.ndim != 4 or segmentation.ndim != 4:
+        raise ValueError(f"Expected arrays of four axes (c, x, y, z), found shapes {images.shape} and {segmentation.shape}.")
+    if np.isnan(images).any() or np.isnan(segmentation).any():
+        raise ValueError("Image or segmentation holds NaN. Replace it by a number before training.")

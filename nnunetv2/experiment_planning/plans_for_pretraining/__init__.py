@@ -1,0 +1,1 @@
+"""Plans that travel from the dataset of a pretraining to another one."""
