@@ -1,0 +1,69 @@
+"""Checks that everything that reads images or segmentations applies to their values."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+
+# Other tools leave values like 1.0000153 when they resample a segmentation; farther off, a value is no label.
+TOLERANCE_OF_LABELS = 1e-3
+
+
+class RoundedLabelsWarning(UserWarning):
+    """A segmentation holds values that are almost, but not exactly, whole numbers."""
+
+
+def whole_label_values(seg: np.ndarray, case: str) -> np.ndarray:
+    """The segmentation with whole numbers only, in its own dtype.
+
+    Values within 0.001 of a whole number are rounded, with one warning for the case. The array is returned
+    as it is, not copied, if nothing has to be rounded.
+
+    Args:
+        seg: Segmentation of any shape and dtype.
+        case: Identifier or file, for messages.
+
+    Raises:
+        ValueError: If a value is not finite or farther from a whole number.
+    """
+    if not np.issubdtype(seg.dtype, np.inexact):
+        return seg
+    whole = np.rint(seg)
+    if np.array_equal(whole, seg):
+        return seg
+    check_finite(seg, case, what="segmentation")
+    largest_distance_at = np.argmax(np.abs(seg - whole))
+    value, nearest = float(seg.flat[largest_distance_at]), float(whole.flat[largest_distance_at])
+    # float32 holds 1.001 as 1.00100005, which the tolerance means to include
+    if abs(value - nearest) > TOLERANCE_OF_LABELS * (1 + 1e-3):
+        raise ValueError(
+            f"Case {case}: the segmentation holds the value {value:g}, but labels are whole numbers. "
+            "It was probably resampled with interpolation or is a probability map; resample it with nearest neighbour or save label values."
+        )
+    warnings.warn(
+        f"Case {case}: the segmentation holds values that are not quite whole numbers, such as {value:.7g}; they are rounded.",
+        RoundedLabelsWarning,
+        stacklevel=2,
+    )
+    return whole
+
+
+def check_finite(image: np.ndarray, case: str, what: str = "image") -> None:
+    """Raise ValueError if an image ``(C, ...)`` has NaN or infinite voxels."""
+    if not np.issubdtype(image.dtype, np.inexact):
+        return
+    # The sum is finite unless a voxel is not finite or the sum overflows; only then look at every voxel.
+    with np.errstate(all="ignore"):
+        if np.isfinite(image.sum(dtype=np.float64)):
+            return
+    finite = np.isfinite(image)
+    if finite.all():
+        return
+    channels = [str(channel) for channel in range(len(image)) if not finite[channel].all()]
+    number_of_nan = int(np.isnan(image).sum())
+    number_of_infinite = int(image.size - finite.sum()) - number_of_nan
+    raise ValueError(
+        f"Case {case}: the {what} has {number_of_nan} NaN and {number_of_infinite} infinite voxels (channel {', '.join(channels)}). "
+        "Replace them, for example with the value of the background, before going on."
+    )

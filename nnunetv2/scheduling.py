@@ -1,0 +1,223 @@
+"""Run one function for many cases, here or in worker processes, without losing a case to another one's failure.
+
+Every stage that works case by case (fingerprint, preprocessing, verification, export, evaluation) calls
+:func:`run_per_case`. A case that fails never stops the others, and all failures are reported together, by case.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import traceback
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class CaseFailure:
+    """What went wrong with one case."""
+
+    identifier: str
+    error: Exception
+    traceback_text: str  # as formatted where the error was raised; empty if the worker process died
+
+    def __str__(self) -> str:
+        return f"{self.identifier}: {type(self.error).__name__}: {self.error}"
+
+
+class CaseErrors(RuntimeError):
+    """Some cases failed; the others are finished. The failures are in ``failures``, one per case."""
+
+    def __init__(self, failures: Sequence[CaseFailure], number_of_cases: int, description: str = "") -> None:
+        self.failures = tuple(failures)
+        task = f" ({description})" if description else ""
+        lines = [f"{len(self.failures)} of {number_of_cases} cases failed{task}; the others are finished:"]
+        lines += [f"  {failure}" for failure in self.failures]
+        super().__init__("\n".join(lines))
+
+
+class WorkerDied(RuntimeError):
+    """A worker process ended without an answer, for example because the system killed it."""
+
+
+class WorkerTraceback(Exception):
+    """Carries the traceback of a worker process as text; it is the cause of the error that came from there."""
+
+    def __str__(self) -> str:
+        return "\n" + "".join(str(argument) for argument in self.args)
+
+
+def run_per_case(
+    function: Callable[..., Any],
+    tasks: Sequence[tuple],
+    *,
+    identifiers: Sequence[str],
+    num_processes: int,
+    description: str = "",
+    show_progress: bool = True,
+    on_error: Literal["raise", "return"] = "raise",
+) -> list[Any]:
+    """Call ``function(*task)`` for every task and return the results in the order of the tasks.
+
+    With one process, or one task, everything runs in the calling process. Otherwise the tasks go to spawned worker
+    processes, for which ``function``, its arguments and its results must be picklable. If a worker process dies,
+    the cases it may have been working on are tried once more, each alone, so that only the guilty case is lost;
+    ``function`` must therefore be safe to repeat.
+
+    Args:
+        function: Does the work of one case.
+        tasks: Positional arguments, one tuple per case.
+        identifiers: Name of the case of each task, for messages.
+        num_processes: Worker processes at most; never more than there are tasks. 0 and 1 mean the calling process.
+        description: What is being done, for the progress bar and messages.
+        show_progress: Whether to draw a progress bar on stderr.
+        on_error: ``"raise"`` a :class:`CaseErrors` after all cases have run, or ``"return"`` a
+            :class:`CaseFailure` in place of the result of each failed case.
+    """
+    tasks = list(tasks)
+    identifiers = [str(identifier) for identifier in identifiers]
+    if len(tasks) != len(identifiers):
+        raise ValueError(f"{len(tasks)} tasks but {len(identifiers)} identifiers; there must be one identifier per task.")
+    if on_error not in ("raise", "return"):
+        raise ValueError(f"on_error must be 'raise' or 'return', not {on_error!r}.")
+    num_workers = min(num_processes, len(tasks))
+    results: list[Any] = [None] * len(tasks)
+    with tqdm(total=len(tasks), desc=description or None, disable=not show_progress or not tasks) as progress:
+        finished = _run_here(function, tasks) if num_workers <= 1 else _run_in_pool(function, tasks, identifiers, num_workers)
+        for index, outcome in finished:
+            results[index] = _result_or_failure(outcome, identifiers[index])
+            progress.update()
+    failures = [result for result in results if isinstance(result, CaseFailure)]
+    if failures and on_error == "raise":
+        raise CaseErrors(failures, len(tasks), description) from failures[0].error
+    return results
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """Result or error of one task, in a form that always survives the way back from a worker."""
+
+    result: Any = None
+    error: Exception | None = None
+    traceback_text: str = ""
+
+
+def _attempt(function: Callable[..., Any], task: tuple) -> _Outcome:
+    """Run one task and catch its error."""
+    try:
+        return _Outcome(result=function(*task))
+    except Exception as error:
+        return _Outcome(error=error, traceback_text=traceback.format_exc())
+
+
+def _attempt_in_worker(function: Callable[..., Any], task: tuple) -> _Outcome:
+    """Like :func:`_attempt`; an error that cannot be pickled both ways (it would break the pool) becomes a RuntimeError."""
+    outcome = _attempt(function, task)
+    if outcome.error is None:
+        return outcome
+    error = outcome.error
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+    return _Outcome(error=error, traceback_text=outcome.traceback_text)
+
+
+def _worker_is_ready() -> bool:
+    """First task of a pool: fails if worker processes cannot start at all."""
+    return True
+
+
+def _result_or_failure(outcome: _Outcome, identifier: str) -> Any:
+    if outcome.error is None:
+        return outcome.result
+    if outcome.error.__traceback__ is None and outcome.traceback_text:
+        outcome.error.__cause__ = WorkerTraceback(outcome.traceback_text)
+    return CaseFailure(identifier, outcome.error, outcome.traceback_text)
+
+
+def _run_here(function: Callable[..., Any], tasks: Sequence[tuple]) -> Iterator[tuple[int, _Outcome]]:
+    for index, task in enumerate(tasks):
+        yield index, _attempt(function, task)
+
+
+def _run_in_pool(
+    function: Callable[..., Any], tasks: Sequence[tuple], identifiers: Sequence[str], num_workers: int
+) -> Iterator[tuple[int, _Outcome]]:
+    """Yield ``(index, outcome)`` as tasks finish, replacing the pool whenever one of its workers dies."""
+    waiting = deque(range(len(tasks)))
+    suspects: list[int] = []  # in flight when a worker died
+    while waiting:
+        in_flight = yield from _drain(function, tasks, waiting, num_workers)
+        if in_flight:
+            names = ", ".join(identifiers[index] for index in in_flight)
+            print(
+                f"WARNING: a worker process was killed while these cases were in work: {names}. "
+                "Out of memory is the likely cause. The other cases go on; these are tried again one at a time at the end.",
+                flush=True,
+            )
+            suspects += in_flight
+    for index in suspects:
+        alone = deque([index])
+        if (yield from _drain(function, tasks, alone, 1)):
+            yield index, _Outcome(
+                error=WorkerDied(
+                    f"the worker process was killed while case {identifiers[index]} was in work, also when it ran alone. "
+                    "Most likely the system ran out of memory: use fewer processes, free memory, or check the size of this case."
+                )
+            )
+
+
+def _drain(
+    function: Callable[..., Any], tasks: Sequence[tuple], waiting: deque[int], num_workers: int
+) -> Generator[tuple[int, _Outcome], None, list[int]]:
+    """Work off ``waiting`` in one pool. Returns the tasks that were in flight when a worker died, normally none.
+
+    No more tasks are handed out than there are workers, so that "in flight" means "in work".
+    """
+    executor = ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn"))
+    in_flight: dict[Future, int] = {}
+    try:
+        _check_that_workers_start(executor)
+        while waiting or in_flight:
+            while waiting and len(in_flight) < num_workers:
+                index = waiting.popleft()
+                try:
+                    in_flight[executor.submit(_attempt_in_worker, function, tasks[index])] = index
+                except BrokenProcessPool:
+                    waiting.appendleft(index)
+                    break
+            done, _ = wait(in_flight, return_when=FIRST_COMPLETED)
+            died = []
+            for future in done:
+                index = in_flight.pop(future)
+                try:
+                    outcome = future.result()
+                except BrokenProcessPool:
+                    died.append(index)
+                    continue
+                except Exception as error:  # the task or its result cannot be pickled
+                    outcome = _Outcome(error=error, traceback_text=traceback.format_exc())
+                yield index, outcome
+            if died:
+                return sorted([*died, *in_flight.values()])
+        return []
+    finally:
+        executor.shutdown(wait=not in_flight, cancel_futures=True)
+
+
+def _check_that_workers_start(executor: ProcessPoolExecutor) -> None:
+    try:
+        executor.submit(_worker_is_ready).result()
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "Worker processes could not be started; their own message stands above. If this was called from a script, "
+            "its code must be below `if __name__ == '__main__':`, because worker processes import the script. "
+            "With one process (-np 1, num_processes=1) no worker processes are needed."
+        ) from error
