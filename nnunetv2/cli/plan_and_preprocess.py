@@ -1,11 +1,18 @@
-"""``nnUNetv2_plan_and_preprocess`` and its three parts: fingerprint, plans, preprocessing."""
+"""``nnUNetv2_plan_and_preprocess``, its three parts (fingerprint, plans, preprocessing), and moving plans."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 
-from nnunetv2.cli.arguments import add_dataset_ids, add_no_progress_bar, add_verbose, number_of_processes, run_command
+from nnunetv2.cli.arguments import (
+    add_dataset_ids,
+    add_no_progress_bar,
+    add_verbose,
+    dataset_id_or_name,
+    number_of_processes,
+    run_command,
+)
 from nnunetv2.configuration import default_num_processes
 
 DEFAULT_CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
@@ -102,6 +109,23 @@ def preprocess_entry(argv: Sequence[str] | None = None) -> None:
 
     processes = default_processes(args.c) if args.np is None else args.np
     preprocess(args.d, args.plans_name, args.c, processes, args.verbose, not args.no_pbar)
+
+
+@run_command
+def move_plans_entry(argv: Sequence[str] | None = None) -> None:
+    """Entry point of ``nnUNetv2_move_plans_between_datasets``."""
+    parser = argparse.ArgumentParser(
+        prog="nnUNetv2_move_plans_between_datasets", description="Give a dataset the plans of another one, for fine-tuning."
+    )
+    parser.add_argument("-s", required=True, type=dataset_id_or_name, metavar="DATASET", help="source dataset, id or name")
+    parser.add_argument("-t", required=True, type=dataset_id_or_name, metavar="DATASET", help="target dataset, id or name")
+    parser.add_argument("-sp", required=True, metavar="NAME", help="name of the source's plans")
+    parser.add_argument("-tp", metavar="NAME", help="name of the plans in the target (default: the same)")
+    args = parser.parse_args(argv)
+
+    from nnunetv2.experiment_planning.plans_for_pretraining.move_plans_between_datasets import move_plans_between_datasets
+
+    move_plans_between_datasets(args.s, args.t, args.sp, args.tp)
 
 
 def add_fingerprint_options(parser: argparse.ArgumentParser) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -81,19 +80,7 @@ def reader_of(dataset_name: str) -> str:
 
 
 def entry_point_move_plans_between_datasets(argv: Sequence[str] | None = None) -> None:
-    """Entry point of ``nnUNetv2_move_plans_between_datasets``."""
-    from nnunetv2.cli.arguments import run_command
+    """``nnUNetv2_move_plans_between_datasets``, forwarded to `nnunetv2.cli`."""
+    from nnunetv2.cli.plan_and_preprocess import move_plans_entry
 
-    @run_command
-    def main(argv: Sequence[str] | None) -> None:
-        parser = argparse.ArgumentParser(
-            prog="nnUNetv2_move_plans_between_datasets", description="Give a dataset the plans of another one, for fine-tuning."
-        )
-        parser.add_argument("-s", required=True, help="source dataset, id or name")
-        parser.add_argument("-t", required=True, help="target dataset, id or name")
-        parser.add_argument("-sp", required=True, help="name of the source's plans")
-        parser.add_argument("-tp", default=None, help="name of the plans in the target (default: the same)")
-        args = parser.parse_args(argv)
-        move_plans_between_datasets(args.s, args.t, args.sp, args.tp)
-
-    main(argv)
+    move_plans_entry(argv)
