@@ -1,0 +1,75 @@
+"""The architecture section of a plan to a network."""
+
+from __future__ import annotations
+
+import os
+import pydoc
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# A plan names classes by dotted path. Only these packages are imported on its word; nnUNet_allowed_imports adds more.
+ALLOWED_PACKAGES = ("torch.nn", "dynamic_network_architectures", "nnunetv2")
+ALLOWED_PACKAGES_VARIABLE = "nnUNet_allowed_imports"
+
+
+def get_network_from_plans(
+    arch_class_name: str,
+    arch_kwargs: Mapping[str, Any],
+    arch_kwargs_req_import: Sequence[str],
+    input_channels: int,
+    output_channels: int,
+    allow_init: bool = True,
+    deep_supervision: bool | None = None,
+) -> nn.Module:
+    """Build the network of a configuration.
+
+    Args:
+        arch_class_name: Dotted path of the class.
+        arch_kwargs: Its arguments; not modified.
+        arch_kwargs_req_import: Arguments that are dotted paths.
+        input_channels: Image channels.
+        output_channels: Segmentation channels.
+        allow_init: Draw weights by the class's ``initialize``.
+        deep_supervision: Passed on unless None.
+
+    Raises:
+        ImportError: If a class cannot be found, or lies outside the allowed packages.
+    """
+    kwargs = dict(arch_kwargs)
+    for name in arch_kwargs_req_import:
+        if kwargs.get(name) is not None:
+            kwargs[name] = _locate(kwargs[name])
+    network_class = _locate(arch_class_name, search=True)
+    if deep_supervision is not None:
+        kwargs["deep_supervision"] = deep_supervision
+    network = network_class(input_channels=input_channels, num_classes=output_channels, **kwargs)
+    if allow_init and hasattr(network, "initialize"):
+        network.apply(network.initialize)
+    return network
+
+
+def _locate(path: str, search: bool = False) -> Any:
+    """The object of a dotted path in an allowed package; optionally looked for by its last part as older plans need."""
+    extra = [name for name in os.environ.get(ALLOWED_PACKAGES_VARIABLE, "").split(",") if name]
+    if not any(path == package or path.startswith(f"{package}.") for package in (*ALLOWED_PACKAGES, *extra)):
+        raise ImportError(
+            f"The plans name {path!r}, which is outside {', '.join((*ALLOWED_PACKAGES, *extra))}. If you trust these plans, allow its "
+            f"package: export {ALLOWED_PACKAGES_VARIABLE}={path.split('.')[0]}"
+        )
+    found = pydoc.locate(path)
+    if found is None and search:
+        warnings.warn(f"{path} does not exist; looking for {path.split('.')[-1]} in dynamic_network_architectures.", stacklevel=3)
+        import dynamic_network_architectures
+
+        folder = Path(dynamic_network_architectures.__file__).parent / "architectures"
+        found = recursive_find_python_class(str(folder), path.split(".")[-1], "dynamic_network_architectures.architectures")
+    if found is None:
+        raise ImportError(f"The plans name {path!r}, which cannot be imported. Install its package, or correct the plans.")
+    return found
