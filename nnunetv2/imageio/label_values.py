@@ -29,10 +29,10 @@ def whole_label_values(seg: np.ndarray, case: str) -> np.ndarray:
     """
     if not np.issubdtype(seg.dtype, np.inexact):
         return seg
+    check_finite(seg, case, what="segmentation")
     whole = np.rint(seg)
     if np.array_equal(whole, seg):
         return seg
-    check_finite(seg, case, what="segmentation")
     largest_distance_at = np.argmax(np.abs(seg - whole))
     value, nearest = float(seg.flat[largest_distance_at]), float(whole.flat[largest_distance_at])
     # float32 holds 1.001 as 1.00100005, which the tolerance means to include

@@ -42,10 +42,12 @@ class Tiff3DIO(BaseReaderWriter):
         check_is_volume(seg, output_fname)
         spacing = [float(size) if isinstance(size, np.floating) else size for size in properties["spacing"]]
         with atomic_path(output_fname) as temporary:
-            tifffile.imwrite(temporary, data=seg.astype(label_dtype(seg, output_fname), copy=False), compression="zlib")
+            # Without minisblack, stacks of three or four slices are taken for colours.
+            labels = seg.astype(label_dtype(seg, output_fname), copy=False)
+            tifffile.imwrite(temporary, data=labels, compression="zlib", photometric="minisblack")
         with atomic_path(os.path.splitext(os.fspath(output_fname))[0] + ".json") as temporary:
             with open(temporary, "w", encoding="utf-8") as file:
-                json.dump({"spacing": spacing}, file)
+                json.dump({"spacing": spacing}, file, indent=4)
 
 
 def _read_volume(fname: str) -> np.ndarray:
