@@ -1,0 +1,1 @@
+"""Trainers. Any class below this folder is found by its name (-tr)."""

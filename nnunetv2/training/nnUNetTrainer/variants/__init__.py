@@ -1,0 +1,1 @@
+"""Variants of nnUNetTrainer, one idea per file."""

@@ -1,0 +1,1 @@
+"""Trainers that train for another number of epochs."""

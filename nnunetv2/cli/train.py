@@ -1,0 +1,92 @@
+"""Entry point of ``nnUNetv2_train``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from nnunetv2.cli.arguments import run_command
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Options of ``nnUNetv2_train``."""
+    parser = argparse.ArgumentParser(description="Train one fold of one configuration, then predict and score its validation cases.")
+    parser.add_argument("dataset_name_or_id", help="dataset name or id, preprocessed")
+    parser.add_argument("configuration", help="configuration to train: 2d, 3d_fullres, 3d_lowres, 3d_cascade_fullres")
+    parser.add_argument("fold", type=fold, help="fold of the cross-validation, 0 to 4, or all")
+    parser.add_argument("-tr", default="nnUNetTrainer", help="trainer; nnUNetTrainerMultitask trains case-level classes too (default: %(default)s)")
+    parser.add_argument("-p", default="nnUNetPlans", help="plans (default: %(default)s)")
+    parser.add_argument("-pretrained_weights", default=None, metavar="CHECKPOINT", help="checkpoint whose weights the training starts from")
+    parser.add_argument("-num_gpus", type=int, default=1, help="number of GPUs (default: %(default)s; more are not part of this release yet)")
+    parser.add_argument("--npz", action="store_true", help="keep the probabilities of the validation cases, to find the best ensemble")
+    parser.add_argument("--c", action="store_true", help="continue from the newest checkpoint")
+    parser.add_argument("--val", action="store_true", help="validate a finished training, do not train")
+    parser.add_argument("--val_best", action="store_true", help="validate checkpoint_best instead of checkpoint_final, into the same folder")
+    parser.add_argument("--disable_checkpointing", action="store_true", help="write no checkpoints")
+    parser.add_argument(
+        "-device", choices=("cuda", "cpu", "mps"), default=None, help="where to train (default: cuda, or cpu where there is none). Choose a GPU with CUDA_VISIBLE_DEVICES"
+    )
+    parser.add_argument("--seed", type=int, default=None, help="makes the training repeatable, on the CPU exactly (default: a random one, written to the log)")
+    parser.add_argument("--epochs", type=positive_number, default=None, help="number of epochs (default: that of the trainer, 1000)")
+    parser.add_argument(
+        "--iterations_per_epoch", type=positive_number, default=None, help="training steps per epoch (default: that of the trainer, 250); a fifth as many validate"
+    )
+    return parser
+
+
+def fold(text: str) -> int | str:
+    """``all`` or a number, as argparse type."""
+    if text == "all":
+        return text
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor 'all'")
+    return int(text)
+
+
+def positive_number(text: str) -> int:
+    """A whole number of at least 1, as argparse type."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+@run_command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the options and train."""
+    args = build_parser().parse_args(argv)
+    if args.c and args.val:
+        raise ValueError("--c and --val exclude each other: one continues the training, the other skips it.")
+
+    import torch
+
+    from nnunetv2.run.run_training import run_training
+
+    device = args.device
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device == "cpu":
+            print("No CUDA device found: training on the CPU, which is slow for anything but small data. -device chooses another one.", flush=True)
+    if args.p == "nnUNetPlans":
+        print("Note: the residual encoder presets are nnU-Net's recommended plans, for example -p nnUNetResEncUNetLPlans.", flush=True)
+    run_training(
+        args.dataset_name_or_id,
+        args.configuration,
+        args.fold,
+        args.tr,
+        args.p,
+        args.pretrained_weights,
+        args.num_gpus,
+        args.npz,
+        args.c,
+        args.val,
+        args.disable_checkpointing,
+        args.val_best,
+        device=torch.device(device),
+        seed=args.seed,
+        num_epochs=args.epochs,
+        num_iterations_per_epoch=args.iterations_per_epoch,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,263 @@
+"""The API behind ``nnUNetv2_train``: device, trainer, resume, training, validation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from os.path import isfile, join
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from nnunetv2.training.checkpointing import CheckpointError, load_checkpoint_file
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.file_io import load_json
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+# Any of them can be continued; of equally old ones the first is taken.
+CHECKPOINTS = (
+    "checkpoint_final.pth",
+    "checkpoint_latest.pth",
+    "checkpoint_best.pth",
+    "checkpoint_best_joint.pth",
+    "checkpoint_best_classification.pth",
+)
+# nnU-Net trains with 250 steps and 50 validation steps in an epoch.
+TRAINING_STEPS_PER_VALIDATION_STEP = 5
+DEVICES = ("cpu", "cuda", "mps")
+SLOW_TORCH = "2.9."  # its 3D convolutions are slow under automatic mixed precision
+
+
+def run_training(
+    dataset_name_or_id: str | int,
+    configuration: str,
+    fold: int | str,
+    trainer_class_name: str = "nnUNetTrainer",
+    plans_identifier: str = "nnUNetPlans",
+    pretrained_weights: str | None = None,
+    num_gpus: int = 1,
+    export_validation_probabilities: bool = False,
+    continue_training: bool = False,
+    only_run_validation: bool = False,
+    disable_checkpointing: bool = False,
+    val_with_best: bool = False,
+    device: torch.device = torch.device("cuda"),
+    *,
+    seed: int | None = None,
+    num_epochs: int | None = None,
+    num_iterations_per_epoch: int | None = None,
+) -> None:
+    """Train one fold, then predict and score its validation cases.
+
+    Args:
+        dataset_name_or_id: Dataset, already preprocessed.
+        configuration: Name of a configuration of the plans.
+        fold: Number of the fold, or ``all``.
+        trainer_class_name: Class below ``nnunetv2.training.nnUNetTrainer`` or in ``nnUNet_extTrainer``.
+        plans_identifier: Name of the plans.
+        pretrained_weights: Checkpoint to start from; not with ``continue_training``.
+        num_gpus: One, so far.
+        export_validation_probabilities: Keep the probabilities of the validation cases, for ensembles.
+        continue_training: Go on from the newest checkpoint that can be read.
+        only_run_validation: Skip the training; needs ``checkpoint_final.pth``, or the best one with ``val_with_best``.
+        disable_checkpointing: Write no checkpoints.
+        val_with_best: Validate with ``checkpoint_best.pth``.
+        device: Where to train.
+        seed: Makes the training repeatable; on the CPU exactly.
+        num_epochs: Overrides the trainer's number of epochs.
+        num_iterations_per_epoch: Overrides the trainer's steps per epoch; validation steps are a fifth.
+    """
+    device = torch.device(device)
+    fold = _fold(fold)
+    _check_options(num_gpus, continue_training, only_run_validation, disable_checkpointing, val_with_best, pretrained_weights)
+    _prepare_device(device)
+    trainer = get_trainer_from_args(
+        dataset_name_or_id, configuration, fold, trainer_class_name, plans_identifier, continue_training, device
+    )
+    trainer.disable_checkpointing = disable_checkpointing
+    trainer.use_run_options(_run_options(num_epochs, num_iterations_per_epoch))
+    if seed is not None:
+        trainer.seed = seed
+    if device.type == "cuda" and torch.__version__.startswith(SLOW_TORCH):
+        trainer.print_to_log_file(
+            f"WARNING: torch {torch.__version__} is known to train 3D networks slowly in mixed precision. Install another release, such as 2.8."
+        )
+    if only_run_validation and val_with_best:
+        trainer.load_checkpoint(join(trainer.output_folder, "checkpoint_best.pth"))
+    else:
+        maybe_load_checkpoint(trainer, continue_training, only_run_validation, pretrained_weights)
+    if not only_run_validation:
+        trainer.run_training()
+        if val_with_best:
+            trainer.load_checkpoint(join(trainer.output_folder, "checkpoint_best.pth"))
+    trainer.perform_actual_validation(export_validation_probabilities)
+
+
+def get_trainer_from_args(
+    dataset_name_or_id: int | str,
+    configuration: str,
+    fold: int | str,
+    trainer_name: str = "nnUNetTrainer",
+    plans_identifier: str = "nnUNetPlans",
+    continue_training: bool = False,
+    device: torch.device = torch.device("cuda"),
+) -> nnUNetTrainer:
+    """The trainer of a preprocessed dataset.
+
+    Raises:
+        FileNotFoundError: If the dataset was not planned with these plans.
+        RuntimeError: If there is no such trainer.
+    """
+    trainer_class = recursive_find_trainer_class_by_name(trainer_name)
+    dataset_name = maybe_convert_to_dataset_name(dataset_name_or_id)
+    folder = join(nnUNet_preprocessed, dataset_name)
+    plans_file, dataset_file = join(folder, f"{plans_identifier}.json"), join(folder, "dataset.json")
+    for file in (plans_file, dataset_file):
+        if not isfile(file):
+            found = sorted(path.stem for path in Path(folder).glob("*Plans*.json"))
+            raise FileNotFoundError(
+                f"{file} does not exist. Run nnUNetv2_plan_and_preprocess -d {dataset_name_or_id} first"
+                + (f", or choose other plans with -p: found {', '.join(found)}." if found else ".")
+            )
+    plans = load_json(plans_file)
+    if configuration not in plans["configurations"]:
+        raise ValueError(
+            f"The plans {plans_identifier} of {dataset_name} have no configuration {configuration!r}. Found: "
+            f"{', '.join(sorted(plans['configurations']))}."
+        )
+    plans["continue_training"] = continue_training
+    return trainer_class(plans=plans, configuration=configuration, fold=fold, dataset_json=load_json(dataset_file), device=device)
+
+
+def maybe_load_checkpoint(
+    nnunet_trainer: nnUNetTrainer, continue_training: bool, validation_only: bool, pretrained_weights_file: str | None = None
+) -> None:
+    """Load what the options ask for: the newest checkpoint, the final one, pretrained weights, or nothing.
+
+    Raises:
+        RuntimeError: If asked to continue and to start from pretrained weights at once.
+        FileNotFoundError: If there is nothing to validate.
+    """
+    if continue_training and pretrained_weights_file is not None:
+        raise RuntimeError("Continuing a training and starting from pretrained weights exclude each other. Leave out --c or -pretrained_weights.")
+    if continue_training:
+        path, checkpoint = newest_checkpoint(nnunet_trainer.output_folder, nnunet_trainer.print_to_log_file)
+        if checkpoint is None:
+            nnunet_trainer.print_to_log_file(
+                f"WARNING: there is no checkpoint in {nnunet_trainer.output_folder} to continue from. A new training starts."
+            )
+            return
+        nnunet_trainer.print_to_log_file(f"Continuing from {path}, after {checkpoint['current_epoch']} epochs")
+        nnunet_trainer.load_checkpoint(str(path))
+    elif validation_only:
+        final = join(nnunet_trainer.output_folder, "checkpoint_final.pth")
+        if not isfile(final):
+            raise FileNotFoundError(f"{final} does not exist. Validation alone needs a finished training; continue it with --c.")
+        nnunet_trainer.load_checkpoint(final)
+    elif pretrained_weights_file is not None:
+        if not nnunet_trainer.was_initialized:
+            nnunet_trainer.initialize()
+        load_pretrained_weights(nnunet_trainer.network, pretrained_weights_file, report=nnunet_trainer.print_to_log_file)
+
+
+def newest_checkpoint(folder: str, report: Callable[[str], None] = print) -> tuple[Path | None, dict[str, Any] | None]:
+    """The checkpoint of a fold that is farthest in the training; damaged files are reported and passed over."""
+    newest: tuple[Path | None, dict[str, Any] | None] = (None, None)
+    for path in (Path(folder, name) for name in CHECKPOINTS):
+        if not path.is_file():
+            continue
+        try:
+            checkpoint = load_checkpoint_file(path, map_location="cpu")
+        except CheckpointError as error:
+            report(f"WARNING: {error}")
+            continue
+        if newest[1] is None or checkpoint["current_epoch"] > newest[1]["current_epoch"]:
+            newest = (path, checkpoint)
+    return newest
+
+
+def _fold(fold: int | str) -> int | str:
+    """The fold as a number or ``all``."""
+    if fold == "all":
+        return fold
+    try:
+        number = int(fold)
+    except ValueError:
+        raise ValueError(f"Fold {fold!r} is neither a number nor 'all'.") from None
+    if number < 0:
+        raise ValueError(f"Fold {number} does not exist; folds count from 0.")
+    return number
+
+
+def _check_options(
+    num_gpus: int,
+    continue_training: bool,
+    only_run_validation: bool,
+    disable_checkpointing: bool,
+    val_with_best: bool,
+    pretrained_weights: str | None,
+) -> None:
+    """Options that exclude each other."""
+    if num_gpus < 1:
+        raise ValueError(f"-num_gpus {num_gpus}: a training needs one GPU (or -device cpu).")
+    if num_gpus > 1:
+        raise NotImplementedError(
+            f"-num_gpus {num_gpus}: training on several GPUs is not part of this release yet. "
+            "Train with one; several folds can be trained on several GPUs at once, each with its own CUDA_VISIBLE_DEVICES."
+        )
+    if continue_training and only_run_validation:
+        raise ValueError("--c and --val exclude each other: one continues the training, the other skips it.")
+    if continue_training and pretrained_weights is not None:
+        raise ValueError("--c and -pretrained_weights exclude each other: one continues a training, the other starts one.")
+    if val_with_best and disable_checkpointing:
+        raise ValueError("--val_best needs checkpoint_best.pth, which --disable_checkpointing does not write.")
+
+
+def _run_options(num_epochs: int | None, num_iterations_per_epoch: int | None) -> dict[str, int]:
+    """The lengths that were asked for, checked."""
+    options = {}
+    for name, value in (("epochs", num_epochs), ("iterations_per_epoch", num_iterations_per_epoch)):
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} {value}: give 1 or more.")
+    if num_epochs is not None:
+        options["num_epochs"] = num_epochs
+    if num_iterations_per_epoch is not None:
+        options["num_iterations_per_epoch"] = num_iterations_per_epoch
+        options["num_val_iterations_per_epoch"] = max(1, num_iterations_per_epoch // TRAINING_STEPS_PER_VALIDATION_STEP)
+    return options
+
+
+def _prepare_device(device: torch.device) -> None:
+    """Check that the device is there, and set the number of threads that suits it."""
+    if device.type not in DEVICES:
+        raise ValueError(f"Device {device} is not supported; choose one of {', '.join(DEVICES)}.")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError("-device cuda, but torch finds no CUDA device. Install a torch with CUDA, or train with -device cpu.")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise RuntimeError("-device mps, but torch finds no Metal device. Train with -device cpu.")
+    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(_available_cpus())
+    elif device.type == "cuda":
+        torch.set_num_threads(1)
+        try:
+            torch.set_num_interop_threads(1)
+        except RuntimeError:  # only possible before the first parallel work of a process
+            pass
+        torch.backends.cudnn.deterministic = False
+        torch.backends.cudnn.benchmark = True
+
+
+def _available_cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_training_entry() -> None:
+    """Entry point of nnU-Net's name; the command lives in ``nnunetv2.cli.train``."""
+    from nnunetv2.cli.train import main
+
+    main()

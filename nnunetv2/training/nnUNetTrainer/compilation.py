@@ -1,0 +1,52 @@
+"""When the network is compiled, and how a training goes on when the compiler fails."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import torch
+from torch import nn
+
+COMPILE_VARIABLE = "nnUNet_compile"
+TRUE_VALUES = ("true", "1", "t")
+# Triton, which torch.compile generates code for, supports no older GPUs (P100 is 6.0, V100 is 7.0).
+LOWEST_COMPUTE_CAPABILITY = (7, 0)
+COMPILER_MODULES = ("torch._dynamo", "torch._inductor", "torch._functorch", "triton")
+
+
+def reason_not_to_compile(device: torch.device) -> str | None:
+    """Why a training on this device runs without ``torch.compile``; None if it is compiled."""
+    if device.type != "cuda":
+        return f"it is not used on {device.type}"
+    if sys.platform == "win32":
+        return "it is not available on Windows"
+    if COMPILE_VARIABLE in os.environ and os.environ[COMPILE_VARIABLE].lower() not in TRUE_VALUES:
+        return f"the environment variable {COMPILE_VARIABLE} is {os.environ[COMPILE_VARIABLE]!r}"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < LOWEST_COMPUTE_CAPABILITY:
+        return f"this GPU has compute capability {capability[0]}.{capability[1]}, the compiler needs 7.0"
+    return None
+
+
+def is_compiler_error(error: BaseException) -> bool:
+    """Whether an exception came out of the compiler, as opposed to the compiled code."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        if type(current).__module__.startswith(COMPILER_MODULES):
+            return True
+        current = current.__cause__ or current.__context__
+    return False
+
+
+def unwrapped_network(network: nn.Module) -> nn.Module:
+    """The network itself, without the shells of distributed training and of the compiler."""
+    while True:
+        if isinstance(network, nn.parallel.DistributedDataParallel):
+            network = network.module
+        elif hasattr(network, "_orig_mod"):
+            network = network._orig_mod
+        else:
+            return network

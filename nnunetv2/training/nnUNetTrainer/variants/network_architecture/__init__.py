@@ -1,0 +1,1 @@
+"""Trainers with another network or another use of it."""
