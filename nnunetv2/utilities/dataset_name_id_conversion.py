@@ -1,63 +1,64 @@
-"""Dataset numbers to folder names and back."""
+"""Between dataset ids (``4``) and dataset names (``Dataset004_Hippocampus``)."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
 
+_ROOTS = (nnUNet_preprocessed, nnUNet_raw, nnUNet_results)
+
 
 def find_candidate_datasets(dataset_id: int) -> list[str]:
-    """Names of all dataset folders with this number, in the raw, preprocessed and results folders that exist."""
-    prefix = f"Dataset{dataset_id:03d}"
-    names = set()
-    for root in (nnUNet_raw, nnUNet_preprocessed, nnUNet_results):
+    """Sorted names of all datasets with this id in the raw, preprocessed and results folders."""
+    prefix = f"Dataset{int(dataset_id):03d}"
+    names: set[str] = set()
+    for root in _ROOTS:
         folder = root.get()
         if folder is not None and os.path.isdir(folder):
-            names.update(e.name for e in os.scandir(folder) if e.name.startswith(prefix) and e.is_dir())
-    return sorted(names)
+            names.update(entry.name for entry in Path(folder).iterdir() if entry.name.startswith(prefix) and entry.is_dir())
+    # Dataset1000_X is not dataset 100.
+    return sorted(name for name in names if not name[len(prefix) : len(prefix) + 1].isdigit())
 
 
 def convert_id_to_dataset_name(dataset_id: int) -> str:
-    """The one dataset with this number.
+    """The name that belongs to an id.
 
     Raises:
-        RuntimeError: If there is none, or several.
+        RuntimeError: If no dataset or more than one has the id.
     """
     names = find_candidate_datasets(dataset_id)
-    folders = ", ".join(f"{p.variable}={p.get()}" for p in (nnUNet_raw, nnUNet_preprocessed, nnUNet_results))
+    if len(names) == 1:
+        return names[0]
+    folders = "\n".join(f"  {root.env_var_name} = {root.get()}" for root in _ROOTS)
     if not names:
         raise RuntimeError(
-            f"No dataset with the number {dataset_id}: no folder named Dataset{dataset_id:03d}_... in {folders}. "
-            "Check the number and these environment variables."
+            f"No dataset has the id {dataset_id}: there is no folder Dataset{int(dataset_id):03d}_* in\n{folders}\n"
+            "Check the id and that these environment variables point to the right folders."
         )
-    if len(names) > 1:
-        raise RuntimeError(
-            f"Several datasets have the number {dataset_id}: {', '.join(names)} (in {folders}). "
-            "Give the full name, or rename the folders so that the number is unique."
-        )
-    return names[0]
+    raise RuntimeError(
+        f"More than one dataset has the id {dataset_id}: {', '.join(names)}, in\n{folders}\n"
+        "Give the name instead of the id, or rename one of them in all of these folders."
+    )
 
 
 def convert_dataset_name_to_id(dataset_name: str) -> int:
-    """The number in ``DatasetNNN_Name``."""
+    """The id within a name such as ``Dataset004_Hippocampus``."""
     digits = dataset_name[7:10]
-    if not dataset_name.startswith("Dataset") or not digits.isdigit():
-        raise ValueError(f"{dataset_name!r} is no dataset name, expected DatasetNNN_Name with three digits.")
+    if not dataset_name.startswith("Dataset") or not (len(digits) == 3 and digits.isdigit()):
+        raise ValueError(f"{dataset_name!r} is no dataset name; expected 'DatasetXXX_Name' with three digits, such as Dataset004_Hippocampus.")
     return int(digits)
 
 
 def maybe_convert_to_dataset_name(dataset_name_or_id: int | str) -> str:
-    """Names pass unchanged, numbers are looked up.
-
-    Raises:
-        ValueError: If it is neither.
-        RuntimeError: If the number has no dataset, or several.
-    """
+    """The dataset name for a name (returned as it is, whether it exists or not) or an id (int or text)."""
     if isinstance(dataset_name_or_id, str) and dataset_name_or_id.startswith("Dataset"):
         return dataset_name_or_id
     try:
         dataset_id = int(dataset_name_or_id)
     except ValueError:
-        raise ValueError(f"{dataset_name_or_id!r} is neither a dataset number (4) nor a dataset name (Dataset004_Name).") from None
+        raise ValueError(
+            f"{dataset_name_or_id!r} is neither a dataset name nor an id. Expected 'DatasetXXX_Name' or a whole number such as 4."
+        ) from None
     return convert_id_to_dataset_name(dataset_id)

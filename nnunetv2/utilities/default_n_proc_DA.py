@@ -1,34 +1,56 @@
-"""How many processes load and augment training patches."""
+"""How many worker processes may prepare batches."""
 
 from __future__ import annotations
 
+import math
 import os
+from pathlib import Path
 
-DEFAULT_NUMBER_OF_WORKERS = 12
+# A GPU is kept busy by about this many workers; more cost memory without helping.
+_USUAL_NUM_WORKERS = 12
 
 
 def get_allowed_n_proc_DA() -> int:
-    """``nnUNet_n_proc_DA``, else 12; never more than the cores this process may use.
+    """Number of batch workers per GPU: ``nnUNet_n_proc_DA`` or 12, never more than the CPUs this process may use.
+
+    0 means that batches are made in the training process itself.
 
     Raises:
-        ValueError: If the variable is no whole number.
+        ValueError: If ``nnUNet_n_proc_DA`` is not a whole number, 0 or more.
     """
-    text = os.environ.get("nnUNet_n_proc_DA") or str(DEFAULT_NUMBER_OF_WORKERS)
+    text = os.environ.get("nnUNet_n_proc_DA", "").strip()
+    if not text:
+        return min(_USUAL_NUM_WORKERS, usable_cpus())
     try:
         wanted = int(text)
     except ValueError:
-        raise ValueError(f"nnUNet_n_proc_DA is {text!r}, expected a whole number such as 8 (0: no extra processes).") from None
-    return max(0, min(wanted, usable_cores()))
+        wanted = -1
+    if wanted < 0:
+        raise ValueError(f"The environment variable nnUNet_n_proc_DA is {text!r}; expected a whole number, 0 or more. Correct or unset it.")
+    return min(wanted, usable_cpus())
 
 
-def usable_cores() -> int:
-    """Cores that the scheduler and the container's CPU limit leave to this process."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def usable_cpus() -> int:
+    """CPUs that this process may use: the smallest of the machine's, the affinity mask and the control group's quota."""
+    limits = [os.cpu_count() or 1]
+    if hasattr(os, "sched_getaffinity"):  # not on Windows and macOS
+        limits.append(len(os.sched_getaffinity(0)))
+    quota = _control_group_cpus()
+    if quota is not None:
+        limits.append(max(1, math.ceil(quota)))
+    return max(1, min(limits))
+
+
+def _control_group_cpus(root: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """CPU quota of the container (cgroup v2, then v1), or None without one."""
     try:
-        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
-            quota, period = file.read().split()
-        if quota != "max":
-            cores = min(cores, max(1, round(int(quota) / int(period))))
+        quota, period = (root / "cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
     except (OSError, ValueError):
-        pass  # no cgroup v2 here: no limit to respect
-    return cores
+        pass
+    try:
+        quota = int((root / "cpu" / "cpu.cfs_quota_us").read_text())
+        period = int((root / "cpu" / "cpu.cfs_period_us").read_text())
+        return quota / period if quota > 0 and period > 0 else None
+    except (OSError, ValueError):
+        return None

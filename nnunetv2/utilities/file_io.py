@@ -1,7 +1,12 @@
-"""Files that are whole or absent, and pickles that hold data only."""
+"""Reading and writing of small files so that nobody ever sees half a file or runs code hidden in one.
+
+Everything is written under a temporary name in the same folder and moved into place, so an interrupted program leaves the
+old file or none. Pickles are read by an unpickler that knows plain containers, numbers and numpy arrays and nothing else.
+"""
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import os
@@ -12,33 +17,31 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nnunetv2.utilities.json_export import json_ready
+from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
-# What properties files hold: containers and numpy arrays. Everything else is refused unread.
-_ALLOWED_GLOBALS = {
-    ("collections", "OrderedDict"),
-    ("builtins", "complex"),
-    ("builtins", "set"),
-    ("builtins", "frozenset"),
-    ("builtins", "slice"),
-    ("builtins", "range"),
-    ("builtins", "bytearray"),
-    ("_codecs", "encode"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    *((f"numpy.{core}.multiarray", name) for core in ("_core", "core") for name in ("_reconstruct", "scalar")),
-    *((f"numpy.{core}.numeric", "_frombuffer") for core in ("_core", "core")),
+TEMPORARY_PREFIX = ".tmp-"
+
+# What may be named in a pickle that we read: nothing that does anything beyond holding data.
+_ALLOWED_BUILTINS = frozenset(
+    {"bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "range", "set", "slice", "str", "tuple"}
+)
+_ALLOWED_NUMPY = {
+    "numpy": frozenset({"dtype", "ndarray"}),
+    "numpy._core.multiarray": frozenset({"_reconstruct", "scalar"}),
+    "numpy.core.multiarray": frozenset({"_reconstruct", "scalar"}),
+    "numpy._core.numeric": frozenset({"_frombuffer"}),
+    "numpy.core.numeric": frozenset({"_frombuffer"}),
 }
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` with the same ending; it takes the place of ``path`` if the block succeeds.
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary name to write to; on leaving the block it becomes `path`, after an error it is removed.
 
-    A reader never sees half a file, and a full disk leaves an older file as it was.
+    The temporary file lies in the same folder and ends like `path`, because writers choose the format by the ending.
     """
     path = Path(path)
-    temporary = path.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
     try:
         yield temporary
         os.replace(temporary, path)
@@ -47,59 +50,95 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         raise
 
 
-def load_json(path: str | os.PathLike) -> Any:
-    """Content of a JSON file.
+def load_json(path: str | os.PathLike[str]) -> Any:
+    """Content of a JSON file; the bare tokens ``NaN`` and ``Infinity`` are read as well.
 
     Raises:
-        FileNotFoundError, ValueError: Naming the file.
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not JSON; names the file and the place.
     """
+    path = Path(path)
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            return json.load(file)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{os.fspath(path)} is not valid JSON: {error}. Correct the file or make it again.") from error
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"File {path} does not exist.") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"File {path} is not UTF-8 text ({error}). Save it as UTF-8 or restore it.") from error
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        reason = "it is empty" if not text.strip() else str(error)
+        raise ValueError(f"File {path} is not valid JSON: {reason}. Correct or restore the file.") from error
 
 
-def save_json(obj: Any, path: str | os.PathLike, *, sort_keys: bool = False, indent: int = 4) -> None:
-    """Write JSON atomically; numpy values become plain ones, NaN the bare token that nnU-Net writes and reads."""
-    text = json.dumps(json_ready(obj), sort_keys=sort_keys, indent=indent)
+def save_json(obj: Any, path: str | os.PathLike[str], *, sort_keys: bool = False, indent: int | None = 4) -> None:
+    """Write JSON atomically. Numpy types are converted (`obj` is not changed); NaN stays the bare token, as nnU-Net writes it."""
+    holder = {"content": copy.deepcopy(obj)}
+    recursive_fix_for_json_export(holder)
+    text = json.dumps(holder["content"], sort_keys=sort_keys, indent=indent)
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def save_pickle(obj: Any, path: str | os.PathLike) -> None:
-    """Write plain data atomically in nnU-Net's properties format."""
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        pickle.dump(obj, file, protocol=4)
-
-
-def restricted_pickle_load(path: str | os.PathLike) -> Any:
-    """Content of a pickle of containers, numbers, strings and numpy arrays.
-
-    Raises:
-        ValueError: If the file names anything else (it could execute code) or is damaged; nothing was executed.
-    """
-    content = Path(path).read_bytes()
-    try:
-        return _DataUnpickler(io.BytesIO(content)).load()
-    except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError, ValueError, TypeError, ImportError) as error:
-        raise ValueError(f"{os.fspath(path)} cannot be read as plain data: {error}. Preprocess or predict the case again.") from error
-
-
-load_properties = restricted_pickle_load
-
-
 class _DataUnpickler(pickle.Unpickler):
-    """Finds only the classes of plain data."""
+    """Builds plain containers, numbers and numpy arrays; refuses every other name."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _ALLOWED_GLOBALS or (module == "numpy" and name in _numpy_scalar_names()):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it refers to {module}.{name}, which plain data does not need")
+        allowed = (
+            (module == "builtins" and name in _ALLOWED_BUILTINS)
+            or name in _ALLOWED_NUMPY.get(module, ())
+            or (module == "collections" and name == "OrderedDict")
+            # protocols 0 to 2 write bytes as a call of codecs.encode, which only turns text into bytes
+            or (module == "_codecs" and name == "encode")
+            or self._is_numpy_scalar_type(module, name)
+        )
+        if not allowed:
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}, which is not plain data")
+        return super().find_class(module, name)
+
+    @staticmethod
+    def _is_numpy_scalar_type(module: str, name: str) -> bool:
+        """Scalar types such as ``numpy.float32``, and the dtype classes that newer numpy versions name."""
+        import numpy as np
+
+        if module == "numpy":
+            attribute = getattr(np, name, None)
+            return isinstance(attribute, type) and issubclass(attribute, np.generic) and attribute is not np.void
+        return module == "numpy.dtypes" and name.endswith("DType") and "Object" not in name
 
 
-def _numpy_scalar_names() -> frozenset[str]:
-    """Names of numpy's scalar types, such as ``float32``."""
-    import numpy as np
+def restricted_pickle_load(path: str | os.PathLike[str]) -> Any:
+    """Content of a pickle that holds plain data (containers, numbers, strings, numpy arrays).
 
-    return frozenset(t.__name__ for t in np.sctypeDict.values())
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file names anything that could run code, or is truncated; nothing of it has been executed then.
+    """
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"File {path} does not exist.") from None
+    try:
+        return _DataUnpickler(io.BytesIO(content)).load()
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        raise ValueError(
+            f"File {path} cannot be read as plain data: {error or type(error).__name__}. Expected containers, numbers, text and "
+            "numpy arrays only. The file is damaged or not one of nnU-Net's; create it anew (for cases: preprocess again)."
+        ) from error
+
+
+def load_properties(path: str | os.PathLike[str]) -> dict:
+    """Properties of a case as the preprocessing or the export stored them (``.pkl``)."""
+    properties = restricted_pickle_load(path)
+    if not isinstance(properties, dict):
+        raise ValueError(
+            f"File {path} holds a {type(properties).__name__}; expected the properties of a case, a dict. Create it anew by preprocessing."
+        )
+    return properties
+
+
+def save_pickle(obj: Any, path: str | os.PathLike[str]) -> None:
+    """Write a pickle atomically."""
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        pickle.dump(obj, file, protocol=4)

@@ -1,10 +1,9 @@
-"""Names of model and ensemble folders."""
+"""Names of result folders, and what they say about the model in them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
 from nnunetv2.paths import nnUNet_results
@@ -12,16 +11,16 @@ from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_datas
 
 
 def convert_trainer_plans_config_to_identifier(trainer_name: str, plans_identifier: str, configuration: str) -> str:
-    """``TRAINER__PLANS__CONFIGURATION``."""
+    """Folder name of a model: ``{trainer}__{plans}__{configuration}``."""
     return f"{trainer_name}__{plans_identifier}__{configuration}"
 
 
-def convert_identifier_to_trainer_plans_config(identifier: str) -> tuple[str, str, str]:
-    """The three parts of a model folder's name."""
-    parts = os.path.basename(identifier).split("__")
+def convert_identifier_to_trainer_plans_config(identifier: str) -> list[str]:
+    """Trainer, plans and configuration of a model's folder name."""
+    parts = os.path.basename(identifier.rstrip("/" + os.sep)).split("__")
     if len(parts) != 3:
-        raise ValueError(f"{identifier!r} is no model folder, expected a name of the form TRAINER__PLANS__CONFIGURATION.")
-    return parts[0], parts[1], parts[2]
+        raise ValueError(f"{identifier!r} is no model folder; expected a name of the form trainer__plans__configuration.")
+    return parts
 
 
 def get_output_folder(
@@ -31,65 +30,71 @@ def get_output_folder(
     configuration: str = "3d_fullres",
     fold: str | int | None = None,
 ) -> str:
-    """Folder of a trained model below ``nnUNet_results``, of one fold if given."""
-    model = convert_trainer_plans_config_to_identifier(trainer_name, plans_identifier, configuration)
-    folder = os.path.join(nnUNet_results, maybe_convert_to_dataset_name(dataset_name_or_id), model)
+    """Folder of a model below ``nnUNet_results``, or of one of its folds."""
+    name = convert_trainer_plans_config_to_identifier(trainer_name, plans_identifier, configuration)
+    folder = os.path.join(nnUNet_results, maybe_convert_to_dataset_name(dataset_name_or_id), name)
     return folder if fold is None else os.path.join(folder, f"fold_{fold}")
 
 
-def parse_dataset_trainer_plans_configuration_from_path(path: str) -> tuple[str, str, str, str]:
-    """Dataset, trainer, plans and configuration from a path that contains ``DatasetNNN_Name/TRAINER__PLANS__CONFIGURATION``."""
-    parts = Path(path).parts
-    for dataset, model in zip(parts, parts[1:]):
-        if dataset.startswith("Dataset") and len(model.split("__")) == 3:
-            return (dataset, *convert_identifier_to_trainer_plans_config(model))
-    raise ValueError(f"{path!r} holds no DatasetNNN_Name/TRAINER__PLANS__CONFIGURATION.")
+def parse_dataset_trainer_plans_configuration_from_path(path: str | os.PathLike[str]) -> tuple[str, str, str, str] | None:
+    """Dataset, trainer, plans and configuration of a path at or below a model folder; None if it names no such folder."""
+    parts = [part for part in os.fspath(path).replace("\\", "/").split("/") if part]
+    for dataset, model in zip(parts[:-1], parts[1:]):
+        pieces = model.split("__")
+        if dataset.startswith("Dataset") and len(pieces) == 3 and all(pieces):
+            return dataset, pieces[0], pieces[1], pieces[2]
+    return None
 
 
-def get_ensemble_name(model1_folder: str, model2_folder: str, folds: Sequence[int | str]) -> str:
-    """Folder name of an ensemble of two model folders."""
-    names = [convert_trainer_plans_config_to_identifier(*_model_parts(f)) for f in (model1_folder, model2_folder)]
-    return f"ensemble___{names[0]}___{names[1]}___{folds_tuple_to_string(folds)}"
+def get_ensemble_name(model1_folder: str, model2_folder: str, folds: Iterable[int | str]) -> str:
+    """``ensemble___{model 1}___{model 2}___{folds}``."""
+    names = [os.path.basename(os.fspath(folder).rstrip("/" + os.sep)) for folder in (model1_folder, model2_folder)]
+    return "___".join(["ensemble", *names, folds_tuple_to_string(folds)])
 
 
 def get_ensemble_name_from_d_tr_c(
-    dataset: str | int, tr1: str, p1: str, c1: str, tr2: str, p2: str, c2: str, folds: Sequence[int | str]
+    dataset: str | int, tr1: str, p1: str, c1: str, tr2: str, p2: str, c2: str, folds: Iterable[int | str]
 ) -> str:
-    """Folder name of an ensemble, from the parts of its two models."""
+    """The same for two models of a dataset, given by trainer, plans and configuration."""
     return get_ensemble_name(get_output_folder(dataset, tr1, p1, c1), get_output_folder(dataset, tr2, p2, c2), folds)
 
 
 def convert_ensemble_folder_to_model_identifiers_and_folds(ensemble_folder: str) -> tuple[list[str], str]:
-    """Model identifiers and the folds string of an ensemble folder."""
-    prefix, *models, folds = os.path.basename(ensemble_folder).split("___")
-    if prefix != "ensemble" or len(models) != 2:
-        raise ValueError(f"{ensemble_folder!r} is no ensemble folder, expected ensemble___MODEL___MODEL___FOLDS.")
+    """The model folder names and the folds, as in the name, of an ensemble's folder."""
+    prefix, *models, folds = os.path.basename(os.fspath(ensemble_folder).rstrip("/" + os.sep)).split("___")
+    if prefix != "ensemble" or not models:
+        raise ValueError(f"{ensemble_folder!r} is no ensemble folder; expected ensemble___model1___model2___folds.")
     return models, folds
 
 
-def folds_tuple_to_string(folds: Sequence[int | str]) -> str:
-    """``(0, 1)`` to ``"0_1"``."""
-    return "_".join(str(f) for f in folds)
+def folds_tuple_to_string(folds: Iterable[int | str]) -> str:
+    """``(0, 1, 'all')`` -> ``0_1_all``."""
+    return "_".join(str(fold) for fold in folds)
 
 
-def folds_string_to_tuple(folds_string: str) -> tuple[int | str, ...]:
-    """``"0_1"`` to ``(0, 1)``; words such as ``all`` stay words."""
-    return tuple(int(f) if f.isdigit() else f for f in folds_string.split("_"))
+def folds_string_to_tuple(folds_string: str) -> list[int | str]:
+    """``0_1_all`` -> ``[0, 1, 'all']``."""
+    return [int(part) if part.isdigit() else part for part in folds_string.split("_")]
 
 
 def check_workers_alive_and_busy(export_pool: Any, worker_list: list, results_list: list, allowed_num_queued: int = 0) -> bool:
-    """Whether more results are outstanding than the workers and the queue should hold.
+    """Whether a pool has as much to do as it should get: more than `allowed_num_queued` results beyond one per worker.
+
+    Args:
+        export_pool: The pool that the results come from.
+        worker_list: Its processes, as they were when it was started.
+        results_list: Asynchronous results that were asked for so far.
+        allowed_num_queued: Tasks that may wait beyond those at work.
 
     Raises:
-        RuntimeError: If a worker has died.
+        RuntimeError: If a worker has died; a pool would silently wait for ever for its task.
     """
     dead = [worker for worker in worker_list if not worker.is_alive()]
     if dead:
-        codes = ", ".join(str(worker.exitcode) for worker in dead)
-        raise RuntimeError(f"{len(dead)} background worker(s) died (exit codes {codes}); -9 usually means that memory ran out.")
-    return sum(not result.ready() for result in results_list) >= len(worker_list) + allowed_num_queued
-
-
-def _model_parts(folder: str) -> tuple[str, str, str]:
-    """Trainer, plans and configuration of a model folder."""
-    return convert_identifier_to_trainer_plans_config(os.path.basename(os.path.normpath(folder)))
+        codes = ", ".join(f"{worker.name} (exit code {worker.exitcode})" for worker in dead)
+        raise RuntimeError(
+            f"{len(dead)} of {len(worker_list)} background workers died: {codes}. Usually the memory (RAM) ran out: "
+            "use fewer processes, or a machine with more memory, and start again."
+        )
+    unfinished = sum(not result.ready() for result in results_list)
+    return unfinished >= len(export_pool._pool) + allowed_num_queued

@@ -1,91 +1,129 @@
-"""Cases of a raw dataset: identifiers, image files, label files."""
+"""Which files belong to which case of a dataset."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections import defaultdict
-from collections.abc import Sequence
-from os.path import join
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from nnunetv2.paths import nnUNet_raw
-from nnunetv2.utilities.file_io import load_json
-
-CHANNEL_DIGITS = 4
+_CHANNEL = r"_(\d{4})"
 
 
-def get_identifiers_from_splitted_dataset_folder(folder: str, file_ending: str) -> list[str]:
-    """Sorted identifiers of the cases in a folder of ``{identifier}_{CCCC}{file_ending}``; other files are ignored."""
-    return sorted(_channel_files(folder, file_ending))
+def get_identifiers_from_splitted_dataset_folder(folder: str | os.PathLike[str], file_ending: str) -> list[str]:
+    """Sorted identifiers of the cases in a folder of images named ``{identifier}_{channel:04d}{file_ending}``.
+
+    Hidden files are passed over (``._case_0000.nii.gz`` of macOS). A file with the right ending but without a channel
+    number is reported, it would otherwise be a case cut short.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If files end in `file_ending` but have no channel number.
+    """
+    return sorted(_files_by_case(folder, file_ending))
 
 
 def create_paths_fn(folder: str, files: Sequence[str], file_ending: str, f: str) -> list[str]:
-    """The files of one case, in channel order."""
-    pattern = re.compile(re.escape(f) + rf"_\d{{{CHANNEL_DIGITS}}}" + re.escape(file_ending))
-    return [join(folder, name) for name in sorted(files) if pattern.fullmatch(name)]
+    """Sorted paths of all channels of case `f` among the names `files`."""
+    pattern = re.compile(re.escape(f) + r"_\d\d\d\d" + re.escape(file_ending))
+    return [os.path.join(folder, name) for name in sorted(files) if pattern.fullmatch(name)]
 
 
 def create_lists_from_splitted_dataset_folder(
-    folder: str, file_ending: str, identifiers: Sequence[str] | None = None, num_processes: int = 12
+    folder: str | os.PathLike[str], file_ending: str, identifiers: Sequence[str] | None = None, num_processes: int = 12
 ) -> list[list[str]]:
-    """For every case the list of its image files in channel order.
+    """Paths of the images of each case, channels in order.
 
     Args:
-        folder: Folder with images.
-        file_ending: With the leading dot.
-        identifiers: Cases in the order wanted; None: all, sorted.
-        num_processes: Unused; one pass over the folder suffices.
+        folder: Folder with the images.
+        file_ending: Such as ``.nii.gz``.
+        identifiers: Cases in the wanted order; all cases, sorted, if None. A case without any file gives an empty list.
+        num_processes: Not used; one directory listing is enough. Kept for callers that pass it.
     """
-    files = _channel_files(folder, file_ending)
-    wanted = sorted(files) if identifiers is None else identifiers
-    return [[join(folder, name) for name in files.get(identifier, [])] for identifier in wanted]
+    folder = os.fspath(folder)
+    by_case = _files_by_case(folder, file_ending)
+    if identifiers is None:
+        identifiers = sorted(by_case)
+    return [[os.path.join(folder, name) for name in sorted(by_case.get(str(identifier), ()))] for identifier in identifiers]
 
 
-def get_filenames_of_train_images_and_targets(raw_dataset_folder: str, dataset_json: dict | None = None) -> dict[str, dict]:
-    """``{identifier: {"images": [files by channel], "label": file}}`` of a raw dataset.
+def get_filenames_of_train_images_and_targets(
+    raw_dataset_folder: str | os.PathLike[str], dataset_json: Mapping[str, Any] | None = None
+) -> dict[str, dict[str, Any]]:
+    """``{identifier: {"images": [paths in channel order], "label": path}}`` of a raw dataset's training cases.
 
-    Args:
-        raw_dataset_folder: Folder, or name of a dataset in ``nnUNet_raw``.
-        dataset_json: Content of its ``dataset.json``; read if None. Its ``dataset`` entry names files in place of the folders.
+    With a ``dataset`` entry in `dataset_json` that list counts: environment variables in its paths are expanded and
+    relative paths belong to the raw folder. Otherwise ``imagesTr`` and ``labelsTr`` are listed; whether every label exists
+    is for the integrity check to say. Order: as listed in ``dataset``, else sorted by identifier.
+
+    Raises:
+        FileNotFoundError: If ``dataset.json`` or ``imagesTr`` is missing.
+        ValueError: If an entry of ``dataset`` lacks images or label, or cases differ in their channels.
     """
-    if not os.path.isdir(raw_dataset_folder):
-        raw_dataset_folder = join(nnUNet_raw, raw_dataset_folder)
+    folder = os.fspath(raw_dataset_folder)
     if dataset_json is None:
-        dataset_json = load_json(join(raw_dataset_folder, "dataset.json"))
+        from nnunetv2.utilities.file_io import load_json
 
+        dataset_json = load_json(Path(folder) / "dataset.json")
     if "dataset" in dataset_json:
-        return {
-            identifier: {
-                "images": [_resolved(raw_dataset_folder, image) for image in entry["images"]],
-                "label": _resolved(raw_dataset_folder, entry["label"]),
-            }
-            for identifier, entry in dataset_json["dataset"].items()
-        }
-    ending = dataset_json["file_ending"]
-    files = _channel_files(join(raw_dataset_folder, "imagesTr"), ending)
+        return _listed_cases(folder, dataset_json["dataset"])
+    ending = dataset_json.get("file_ending")
+    if not ending:
+        raise ValueError(f"dataset.json of {folder} has no 'file_ending'. Add it, for example \"file_ending\": \".nii.gz\".")
+    images_folder = os.path.join(folder, "imagesTr")
+    identifiers = get_identifiers_from_splitted_dataset_folder(images_folder, ending)
+    images = create_lists_from_splitted_dataset_folder(images_folder, ending, identifiers)
     return {
-        identifier: {
-            "images": [join(raw_dataset_folder, "imagesTr", name) for name in files[identifier]],
-            "label": join(raw_dataset_folder, "labelsTr", identifier + ending),
-        }
-        for identifier in sorted(files)
+        identifier: {"images": paths, "label": os.path.join(folder, "labelsTr", identifier + ending)}
+        for identifier, paths in zip(identifiers, images)
     }
 
 
-def _channel_files(folder: str, file_ending: str) -> dict[str, list[str]]:
-    """File names by identifier, in channel order."""
-    if not os.path.isdir(folder):
-        raise FileNotFoundError(f"The folder {folder} does not exist.")
-    pattern = re.compile(rf"(?P<identifier>.+)_\d{{{CHANNEL_DIGITS}}}{re.escape(file_ending)}")
-    files = defaultdict(list)
-    for name in sorted(os.listdir(folder)):
-        match = pattern.fullmatch(name)
-        if match and not name.startswith("."):
-            files[match["identifier"]].append(name)
-    return dict(files)
+def _listed_cases(folder: str, listed: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The cases of a ``dataset`` entry, paths made absolute."""
+
+    def absolute(path: str) -> str:
+        path = os.path.expandvars(path)
+        return path if os.path.isabs(path) else os.path.abspath(os.path.join(folder, path))
+
+    broken = [
+        str(identifier)
+        for identifier, entry in listed.items()
+        if not isinstance(entry, Mapping) or not entry.get("images") or isinstance(entry["images"], str) or not isinstance(entry.get("label"), str)
+    ]
+    if broken:
+        raise ValueError(
+            f"dataset.json of {folder}: entry 'dataset' needs, for every case, {{\"images\": [paths], \"label\": path}}. "
+            f"Not so for: {', '.join(broken)}. Complete these entries."
+        )
+    return {
+        identifier: {**entry, "images": [absolute(path) for path in entry["images"]], "label": absolute(entry["label"])}
+        for identifier, entry in listed.items()
+    }
 
 
-def _resolved(raw_dataset_folder: str, path: str) -> str:
-    """Environment variables expanded, relative paths from the dataset folder."""
-    path = os.path.expandvars(path)
-    return path if os.path.isabs(path) else os.path.normpath(join(raw_dataset_folder, path))
+def _files_by_case(folder: str | os.PathLike[str], file_ending: str) -> dict[str, list[str]]:
+    """File names by identifier."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"Folder {folder} does not exist. Expected images named CASE_0000{file_ending}, one file for each channel.")
+    pattern = re.compile(r"(.+)" + _CHANNEL + re.escape(file_ending))
+    by_case: dict[str, list[str]] = {}
+    unnumbered: list[str] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = entry.name
+            if name.startswith(".") or not name.endswith(file_ending):
+                continue
+            match = pattern.fullmatch(name)
+            if match:
+                by_case.setdefault(match.group(1), []).append(name)
+            elif not entry.is_dir():
+                unnumbered.append(name)
+    if unnumbered:
+        raise ValueError(
+            f"{len(unnumbered)} file(s) in {folder} have no channel number: {', '.join(sorted(unnumbered)[:20])}. Expected names like "
+            f"CASE_0000{file_ending} (0000 for the first channel). Rename them, or move them elsewhere if they are no images."
+        )
+    return by_case
