@@ -1,0 +1,288 @@
+"""The augmentation of a training sample, as a list of transforms, and the numbers that go with a patch size.
+
+Transforms come from batchgeneratorsv2 and act on one sample, ``{"image": float32 (C, *spatial), "segmentation": int16
+(1 or 2, *spatial)}``; the second segmentation channel is the previous stage of a cascade. They draw from the global
+random states of numpy and torch; ``training.dataloading`` seeds both for every sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from batchgeneratorsv2.helpers.scalar_type import RandomScalar
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
+from batchgeneratorsv2.transforms.intensity.contrast import BGContrast, ContrastTransform
+from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
+from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
+from batchgeneratorsv2.transforms.nnunet.seg_to_onehot import MoveSegAsOneHotToDataTransform
+from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResolutionTransform
+from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
+from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
+from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, Convert3DTo2DTransform
+from batchgeneratorsv2.transforms.utils.random import RandomTransform
+from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
+from batchgeneratorsv2.transforms.utils.seg_to_regions import ConvertSegmentationToRegionsTransform
+
+from nnunetv2.configuration import ANISO_THRESHOLD
+from nnunetv2.training.data_augmentation.cascade_corruption import (
+    RandomBinaryOperatorTransform,
+    RemoveRandomComponentTransform,
+)
+from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
+from nnunetv2.training.data_augmentation.fast_transforms import FastGaussianBlurTransform, FastSpatialTransform
+
+# The patch is read large enough for these scales although scaling goes further (SCALING); corners are padded then.
+INITIAL_PATCH_SCALE_RANGE = (0.85, 1.25)
+SCALING = (0.7, 1.4)
+FLIP_SENSITIVE_ROTATION = np.deg2rad(30.0)  # rotations that move a flip-sensitive axis stay within +- this angle
+ELONGATED_2D_RATIO = 1.5  # 2D patches longer than this rotate little, so that they do not leave the image
+
+
+def training_transforms(
+    patch_size: Sequence[int],
+    rotation_for_DA: RandomScalar,
+    deep_supervision_scales: Sequence | None,
+    mirror_axes: Sequence[int] | None,
+    do_dummy_2d_data_aug: bool,
+    use_mask_for_norm: Sequence[bool] | None = None,
+    is_cascaded: bool = False,
+    foreground_labels: Sequence[int] | None = None,
+    regions: Sequence | None = None,
+    ignore_label: int | None = None,
+    *,
+    mode_image: str = "bilinear",
+    mode_segmentation: str = "bilinear",
+) -> BasicTransform:
+    """nnU-Net's default augmentation.
+
+    Args:
+        patch_size: Voxels per axis that the network sees, two or three axes.
+        rotation_for_DA: Range of the rotation angles in radians.
+        deep_supervision_scales: Factor per axis for each target, or None for one target at full resolution.
+        mirror_axes: Patch axes that may be mirrored.
+        do_dummy_2d_data_aug: Rotate and scale only within the planes across axis 0.
+        use_mask_for_norm: Per channel, whether voxels outside the nonzero mask (segmentation -1) are set to 0.
+        is_cascaded: The second segmentation channel becomes one-hot image channels.
+        foreground_labels: Labels of those channels.
+        regions: Labels of each region for region-based training.
+        ignore_label: Appended as last region channel.
+        mode_image: Interpolation of the image, a mode of ``torch.nn.functional.grid_sample``.
+        mode_segmentation: Interpolation of the labels; ``nearest`` is faster and coarser than the default vote.
+    """
+    transforms: list[BasicTransform] = []
+    if do_dummy_2d_data_aug:
+        transforms.append(Convert3DTo2DTransform())
+    transforms.append(
+        FastSpatialTransform(
+            tuple(patch_size[1:] if do_dummy_2d_data_aug else patch_size),
+            patch_center_dist_from_border=0,
+            random_crop=False,
+            p_elastic_deform=0,
+            p_rotation=0.2,
+            rotation=rotation_for_DA,
+            p_scaling=0.2,
+            scaling=SCALING,
+            p_synchronize_scaling_across_axes=1,
+            bg_style_seg_sampling=False,
+            mode_image=mode_image,
+            mode_seg=mode_segmentation,
+            border_mode_seg="constant",
+            padding_value_seg=-1,
+        )
+    )
+    if do_dummy_2d_data_aug:
+        transforms.append(Convert2DTo3DTransform())
+    transforms += intensity_transforms(low_resolution_ignores=(0,) if do_dummy_2d_data_aug else None)
+    if mirror_axes is not None and len(mirror_axes) > 0:
+        transforms.append(MirrorTransform(allowed_axes=tuple(mirror_axes)))
+    masked_channels = [channel for channel, use in enumerate(use_mask_for_norm or ()) if use]
+    if masked_channels:
+        transforms.append(MaskImageTransform(apply_to_channels=masked_channels, channel_idx_in_seg=0, set_outside_to=0))
+    transforms.append(RemoveLabelTansform(-1, 0))
+    if is_cascaded:
+        transforms += cascade_transforms(_labels_of_cascade(foreground_labels), corrupt=True)
+    transforms += target_transforms(deep_supervision_scales, regions, ignore_label)
+    return ComposeTransforms(transforms)
+
+
+def validation_transforms(
+    deep_supervision_scales: Sequence | None,
+    is_cascaded: bool = False,
+    foreground_labels: Sequence[int] | None = None,
+    regions: Sequence | None = None,
+    ignore_label: int | None = None,
+) -> BasicTransform:
+    """What is left of :func:`training_transforms` when nothing is augmented: the target and the cascade's input."""
+    transforms: list[BasicTransform] = [RemoveLabelTansform(-1, 0)]
+    if is_cascaded:
+        transforms += cascade_transforms(_labels_of_cascade(foreground_labels), corrupt=False)
+    transforms += target_transforms(deep_supervision_scales, regions, ignore_label)
+    return ComposeTransforms(transforms)
+
+
+def intensity_transforms(low_resolution_ignores: tuple[int, ...] | None = None) -> list[BasicTransform]:
+    """Noise, blur, brightness, contrast, simulated low resolution and gamma, each with its probability."""
+    return [
+        # The range is called a variance but acts as a standard deviation; nnU-Net is tuned to that.
+        RandomTransform(GaussianNoiseTransform(noise_variance=(0, 0.1), p_per_channel=1, synchronize_channels=True), 0.1),
+        RandomTransform(
+            FastGaussianBlurTransform(
+                blur_sigma=(0.5, 1.0), synchronize_channels=False, synchronize_axes=False, p_per_channel=0.5
+            ),
+            0.2,
+        ),
+        RandomTransform(
+            MultiplicativeBrightnessTransform(
+                multiplier_range=BGContrast((0.75, 1.25)), synchronize_channels=False, p_per_channel=1
+            ),
+            0.15,
+        ),
+        RandomTransform(
+            ContrastTransform(
+                contrast_range=BGContrast((0.75, 1.25)), preserve_range=True, synchronize_channels=False, p_per_channel=1
+            ),
+            0.15,
+        ),
+        RandomTransform(
+            SimulateLowResolutionTransform(
+                scale=(0.5, 1),
+                synchronize_channels=False,
+                synchronize_axes=True,
+                ignore_axes=low_resolution_ignores,
+                allowed_channels=None,
+                p_per_channel=0.5,
+            ),
+            0.25,
+        ),
+        RandomTransform(_gamma(p_invert_image=1), 0.1),
+        RandomTransform(_gamma(p_invert_image=0), 0.3),
+    ]
+
+
+def cascade_transforms(foreground_labels: Sequence[int], *, corrupt: bool, p_per_label: float = 0.5) -> list[BasicTransform]:
+    """The previous stage's segmentation as one-hot image channels, spoilt at random so that it is not trusted blindly."""
+    transforms: list[BasicTransform] = [
+        MoveSegAsOneHotToDataTransform(source_channel_idx=1, all_labels=foreground_labels, remove_channel_from_source=True)
+    ]
+    if corrupt:
+        channels = list(range(-len(foreground_labels), 0))
+        transforms.append(
+            RandomTransform(
+                RandomBinaryOperatorTransform(channel_idx=channels, strel_size=(1, 8), p_per_label=p_per_label), 0.4
+            )
+        )
+        transforms.append(
+            RandomTransform(
+                RemoveRandomComponentTransform(
+                    channel_idx=channels,
+                    fill_with_other_class_p=0,
+                    dont_do_if_covers_more_than_x_percent=0.15,
+                    p_per_label=p_per_label,
+                ),
+                0.2,
+            )
+        )
+    return transforms
+
+
+def target_transforms(
+    deep_supervision_scales: Sequence | None, regions: Sequence | None, ignore_label: int | None
+) -> list[BasicTransform]:
+    """From the label map to what the loss sees: regions as channels, and one target per deep-supervision scale."""
+    transforms: list[BasicTransform] = []
+    if regions is not None:
+        channels = list(regions) + ([ignore_label] if ignore_label is not None else [])
+        transforms.append(ConvertSegmentationToRegionsTransform(regions=channels, channel_in_seg=0))
+    if deep_supervision_scales is not None:
+        transforms.append(DownsampleSegForDSTransform(ds_scales=deep_supervision_scales))
+    return transforms
+
+
+def rotation_and_mirroring(
+    patch_size: Sequence[int], blocked_axes: Sequence[int] = ()
+) -> tuple[tuple[float, float], bool, np.ndarray, tuple[int, ...]]:
+    """How much a patch of this size may be turned and mirrored, and what has to be read for that.
+
+    Args:
+        patch_size: Voxels per axis, two or three axes.
+        blocked_axes: Patch axes whose mirroring would change a class (:func:`blocked_patch_axes`).
+
+    Returns:
+        Rotation range in radians, whether rotation and scaling stay within planes (anisotropic 3D), the patch size
+        before augmentation, and the axes that may be mirrored.
+    """
+    do_dummy_2d = False
+    if len(patch_size) == 2:
+        elongated = max(patch_size) / min(patch_size) > ELONGATED_2D_RATIO
+        limit = np.deg2rad(15.0 if elongated else 180.0)
+    elif len(patch_size) == 3:
+        do_dummy_2d = max(patch_size) / patch_size[0] > ANISO_THRESHOLD
+        limit = np.deg2rad(180.0 if do_dummy_2d else 30.0)
+    else:
+        raise ValueError(f"Patch size {tuple(patch_size)} has {len(patch_size)} axes; 2 or 3 are possible.")
+    rotation, mirror_axes = restrict_to_flip_insensitive(
+        (-limit, limit), tuple(range(len(patch_size))), blocked_axes, within_planes_across_axis_0=do_dummy_2d
+    )
+    initial_patch_size = get_patch_size(patch_size, rotation, rotation, rotation, INITIAL_PATCH_SCALE_RANGE)
+    if do_dummy_2d:
+        initial_patch_size[0] = patch_size[0]
+    return rotation, do_dummy_2d, initial_patch_size, mirror_axes
+
+
+def restrict_to_flip_insensitive(
+    rotation: tuple[float, float],
+    mirror_axes: Sequence[int] | None,
+    blocked_axes: Sequence[int],
+    *,
+    within_planes_across_axis_0: bool = False,
+) -> tuple[tuple[float, float], tuple[int, ...]]:
+    """Takes mirroring over blocked axes away, and large rotations that move them (half a turn is two mirrorings).
+
+    With ``within_planes_across_axis_0`` (dummy 2D) axis 0 does not move, so it does not limit the rotation.
+    """
+    allowed = tuple(axis for axis in mirror_axes or () if axis not in blocked_axes)
+    moved = [axis for axis in blocked_axes if not (within_planes_across_axis_0 and axis == 0)]
+    if moved:
+        rotation = (max(rotation[0], -FLIP_SENSITIVE_ROTATION), min(rotation[1], FLIP_SENSITIVE_ROTATION))
+    return rotation, allowed
+
+
+def blocked_patch_axes(
+    flip_sensitive_axes: Sequence[int], transpose_forward: Sequence[int], num_patch_axes: int
+) -> tuple[int, ...]:
+    """Patch axes that correspond to axes of the image file.
+
+    Every reader returns arrays whose spatial axes are those of the file in reverse, ``(z, y, x)``; 2D images become
+    ``(1, y, x)``. (For the readers ``...WithReorient`` the file is the one reoriented to RAS.) Preprocessing permutes
+    these axes by ``transpose_forward``, and 2D configurations drop the first of the result.
+
+    Args:
+        flip_sensitive_axes: Axes as stored in the file, x=0, y=1, z=2.
+        transpose_forward: Of the plans; entry i is the array axis that becomes axis i.
+        num_patch_axes: 2 or 3.
+
+    Returns:
+        Sorted axes of the patch; an axis that a 2D patch does not have is left out.
+    """
+    wrong = [axis for axis in flip_sensitive_axes if axis not in (0, 1, 2)]
+    if wrong:
+        raise ValueError(f"flip_sensitive_axes {list(flip_sensitive_axes)}: {wrong} is no axis of an image; x=0, y=1, z=2.")
+    dropped = len(transpose_forward) - num_patch_axes
+    positions = (list(transpose_forward).index(2 - axis) - dropped for axis in set(flip_sensitive_axes))
+    return tuple(sorted(position for position in positions if position >= 0))
+
+
+def _gamma(p_invert_image: float) -> GammaTransform:
+    return GammaTransform(
+        gamma=BGContrast((0.7, 1.5)), p_invert_image=p_invert_image, synchronize_channels=False, p_per_channel=1, p_retain_stats=1
+    )
+
+
+def _labels_of_cascade(foreground_labels: Sequence[int] | None) -> Sequence[int]:
+    if foreground_labels is None:
+        raise ValueError("A cascade needs foreground_labels: each becomes an image channel of the second stage.")
+    return foreground_labels
