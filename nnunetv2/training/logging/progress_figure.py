@@ -1,0 +1,142 @@
+"""``progress.png``: the curves of a training, one panel above the other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from nnunetv2.utilities.file_io import atomic_path
+
+CLASSIFICATION_PREFIX = "classification/"  # classification/{task}/{score}, classification/{task}/train_loss, classification/case_score
+
+_WIDTH, _PANEL_HEIGHT = 12.0, 4.2  # inches; 100 dots each
+_SCORE_LIMITS = (-0.02, 1.02)
+
+
+def save_progress_figure(curves: Mapping[str, Sequence[Any]], path: str | os.PathLike) -> None:
+    """Draw the curves.
+
+    Args:
+        curves: By key one value per epoch, as kept by ``LocalLogger``. The classification panels are drawn when there are keys
+            with the prefix ``classification/``.
+        path: PNG file.
+    """
+    # Figure, not pyplot: no backend is switched for whoever imports this.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    classification = {key: _as_curve(values) for key, values in curves.items() if key.startswith(CLASSIFICATION_PREFIX) and len(values)}
+    losses = {key: values for key, values in classification.items() if "loss" in key}
+    scores = {key: values for key, values in classification.items() if "loss" not in key}
+    drawings = [lambda axes: _draw_segmentation(axes, curves)]
+    if scores:
+        drawings.append(lambda axes: _draw_scores(axes, scores))
+    if losses:
+        drawings.append(lambda axes: _draw_classification_losses(axes, losses))
+    drawings += [lambda axes: _draw_durations(axes, curves), lambda axes: _draw_learning_rate(axes, curves)]
+
+    figure = Figure(figsize=(_WIDTH, _PANEL_HEIGHT * len(drawings)), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, draw in zip(figure.subplots(len(drawings), 1, sharex=True, squeeze=False)[:, 0], drawings, strict=True):
+        draw(axes)
+        axes.grid(alpha=0.3)
+        axes.tick_params(labelbottom=True)
+    axes.set_xlabel("epoch")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def _draw_segmentation(axes: Any, curves: Mapping[str, Sequence[Any]]) -> None:
+    """Losses on the left axis, pseudo Dice on the right."""
+    _plot(axes, curves["train_losses"], "loss, training", color="tab:blue")
+    _plot(axes, curves["val_losses"], "loss, validation", color="tab:red")
+    axes.set(title="Segmentation", ylabel="loss")
+    dice = axes.twinx()
+    _plot(dice, curves["mean_fg_dice"], "pseudo Dice", color="tab:green", linestyle=":")
+    _plot(dice, curves["ema_fg_dice"], "pseudo Dice, moving average", color="tab:green")
+    dice.set(ylabel="pseudo Dice", ylim=_SCORE_LIMITS)
+    _legend(axes, *axes.get_legend_handles_labels(), *dice.get_legend_handles_labels())
+
+
+def _draw_scores(axes: Any, scores: Mapping[str, np.ndarray]) -> None:
+    """Scores of the classification tasks: one colour per task, one line style per score."""
+    tasks = sorted({_task(key) for key in scores} - {""})
+    kinds = sorted({key.split("/")[-1] for key in scores if _task(key)})
+    for key, values in scores.items():
+        name = key.removeprefix(CLASSIFICATION_PREFIX)
+        if _task(key):
+            style = ("-", "--", "-.", ":")[kinds.index(key.split("/")[-1]) % 4]
+            _plot(axes, values, _label(name), color=f"C{tasks.index(_task(key)) % 10}", linestyle=style, linewidth=1.2)
+        else:  # over all tasks
+            _plot(axes, values, _label(name), color="black", linewidth=2, linestyle="-" if "ema" in name else ":")
+    lowest = min((np.nanmin(values) for values in scores.values() if np.isfinite(values).any()), default=0.0)
+    axes.set(title="Classification, validation cases", ylabel="score", ylim=(min(_SCORE_LIMITS[0], lowest - 0.02), _SCORE_LIMITS[1]))
+    _legend(axes, *axes.get_legend_handles_labels())
+
+
+def _draw_classification_losses(axes: Any, losses: Mapping[str, np.ndarray]) -> None:
+    """Losses of the classification tasks: one colour per task, validation dashed."""
+    tasks = sorted({_task(key) for key in losses})
+    for key, values in losses.items():
+        style = "--" if "val" in key.split("/")[-1] else "-"
+        color = f"C{tasks.index(_task(key)) % 10}"
+        _plot(axes, values, _label(key.removeprefix(CLASSIFICATION_PREFIX)), color=color, linestyle=style)
+    axes.set(title="Classification loss", ylabel="cross-entropy")
+    _legend(axes, *axes.get_legend_handles_labels())
+
+
+def _draw_durations(axes: Any, curves: Mapping[str, Sequence[Any]]) -> None:
+    """Seconds per epoch."""
+    starts, ends = curves["epoch_start_timestamps"], curves["epoch_end_timestamps"]
+    durations = [end - start for start, end in zip(starts, ends)]
+    _plot(axes, durations, "epoch duration", color="tab:purple")
+    axes.set(title="Duration", ylabel="seconds per epoch")
+    axes.set_ylim(bottom=0)
+    _legend(axes, *axes.get_legend_handles_labels())
+
+
+def _draw_learning_rate(axes: Any, curves: Mapping[str, Sequence[Any]]) -> None:
+    """Learning rate of the segmentation network."""
+    _plot(axes, curves["lrs"], "learning rate", color="tab:orange")
+    axes.set(title="Learning rate", ylabel="learning rate")
+    axes.set_ylim(bottom=0)
+    _legend(axes, *axes.get_legend_handles_labels())
+
+
+def _plot(axes: Any, values: Sequence[Any], label: str, **style: Any) -> None:
+    """One curve over the epochs; a marker makes a single epoch, or one between gaps, visible."""
+    curve = _as_curve(values)
+    finite = np.isfinite(curve)
+    is_short = finite.sum() < 10
+    alone = finite & ~np.r_[False, finite[:-1]] & ~np.r_[finite[1:], False]
+    marked = None if is_short else np.flatnonzero(alone).tolist()
+    axes.plot(np.arange(curve.size), curve, label=label, marker="o", markersize=4, markevery=marked, **style)
+
+
+def _legend(axes: Any, *handles_and_labels: Sequence[Any]) -> None:
+    """A legend beside the panel, where it covers no curve."""
+    handles = [handle for part in handles_and_labels[0::2] for handle in part]
+    labels = [label for part in handles_and_labels[1::2] for label in part]
+    axes.legend(handles, labels, loc="upper left", bbox_to_anchor=(1.07, 1.0), borderaxespad=0, fontsize="small", frameon=False)
+
+
+def _task(key: str) -> str:
+    """Task in a key ``classification/{task}/{score}``; empty for keys over all tasks."""
+    parts = key.removeprefix(CLASSIFICATION_PREFIX).split("/")
+    return parts[0] if len(parts) > 1 else ""
+
+
+def _label(name: str) -> str:
+    """Legend text: ``subtype/macro_f1`` becomes ``subtype: macro f1``; names of tasks stay as they are."""
+    task, _, score = name.rpartition("/")
+    text = f"{score.removeprefix('ema_')}, moving average" if score.startswith("ema_") else score
+    return f"{task}: {text.replace('_', ' ')}" if task else text.replace("_", " ")
+
+
+def _as_curve(values: Sequence[Any]) -> np.ndarray:
+    """One float per epoch; what is no single number is NaN."""
+    return np.array([float(value) if np.ndim(value) == 0 and value is not None else np.nan for value in values], dtype=float)
