@@ -42,7 +42,7 @@ from nnunetv2.training.data_augmentation.default_augmentation import (
     validation_transforms,
 )
 from nnunetv2.training.dataloading.batch import Batch, as_batch
-from nnunetv2.training.dataloading.batch_workers import BatchStream
+from nnunetv2.training.dataloading.batch_stream import BatchStream
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.distributed import batch_share_of_rank, is_distributed, process_rank
@@ -523,6 +523,8 @@ class nnUNetTrainer:
         )
         val_transforms = self.get_validation_transforms(deep_supervision_scales, **targets)
         dataset_tr, dataset_val = self.get_tr_and_val_datasets()
+        if self.class_scores is not None:
+            self.class_scores.cases_total = len(dataset_val.identifiers)
         num_workers = get_allowed_n_proc_DA()
         train = self.batch_stream(
             dataset_tr, initial_patch_size, train_transforms, self.num_iterations_per_epoch, num_workers, seed=self.seed

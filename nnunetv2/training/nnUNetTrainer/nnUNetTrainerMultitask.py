@@ -18,6 +18,7 @@ from nnunetv2.network_architecture.classification_heads import (
     head_rng_state,
     set_head_rng_state,
 )
+from nnunetv2.training.dataloading.class_targets import evidence_rules
 from nnunetv2.training.loss.classification import ClassificationLoss
 from nnunetv2.training.nnUNetTrainer.compilation import unwrapped_network
 from nnunetv2.training.nnUNetTrainer.epoch_class_scores import EpochClassScores
@@ -83,6 +84,12 @@ class nnUNetTrainerMultitask(nnUNetTrainer):
     def build_class_scores(self) -> EpochClassScores:
         evidence = {name: head.description.evidence for name, head in self.heads.items()}
         return EpochClassScores(self.classification_tasks, evidence, self.case_labels())
+
+    def class_label_arguments(self) -> dict[str, Any]:
+        return {
+            "case_labels": self.case_labels(),
+            "evidence_weights": evidence_rules(self.classification_tasks, self.dataset_json),
+        }
 
     def configure_head_optimizer(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.head_parameters(), lr=self.head_lr, weight_decay=self.head_weight_decay)
