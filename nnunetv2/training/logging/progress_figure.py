@@ -12,7 +12,8 @@ from nnunetv2.utilities.file_io import atomic_path
 
 CLASSIFICATION_PREFIX = "classification/"  # classification/{task}/{score}, classification/{task}/train_loss, classification/case_score
 
-_WIDTH, _PANEL_HEIGHT = 12.0, 4.2  # inches; 100 dots each
+_WIDTH, _PANEL_HEIGHT, _LOW_PANEL_HEIGHT = 12.0, 4.2, 2.2  # inches; 100 dots each
+_FEWEST_EPOCHS = 5  # width of the drawing at the start of a training
 _SCORE_LIMITS = (-0.02, 1.02)
 
 
@@ -27,25 +28,30 @@ def save_progress_figure(curves: Mapping[str, Sequence[Any]], path: str | os.Pat
     # Figure, not pyplot: no backend is switched for whoever imports this.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     classification = {key: _as_curve(values) for key, values in curves.items() if key.startswith(CLASSIFICATION_PREFIX) and len(values)}
     losses = {key: values for key, values in classification.items() if "loss" in key}
     scores = {key: values for key, values in classification.items() if "loss" not in key}
-    drawings = [lambda axes: _draw_segmentation(axes, curves)]
+    panels = [(_PANEL_HEIGHT, _draw_segmentation, curves)]
     if scores:
-        drawings.append(lambda axes: _draw_scores(axes, scores))
+        panels.append((_PANEL_HEIGHT, _draw_scores, scores))
     if losses:
-        drawings.append(lambda axes: _draw_classification_losses(axes, losses))
-    drawings += [lambda axes: _draw_durations(axes, curves), lambda axes: _draw_learning_rate(axes, curves)]
+        panels.append((_PANEL_HEIGHT, _draw_classification_losses, losses))
+    panels += [(_LOW_PANEL_HEIGHT, _draw_durations, curves), (_LOW_PANEL_HEIGHT, _draw_learning_rate, curves)]
+    heights = [height for height, _, _ in panels]
 
-    figure = Figure(figsize=(_WIDTH, _PANEL_HEIGHT * len(drawings)), dpi=100, layout="constrained")
+    figure = Figure(figsize=(_WIDTH, sum(heights)), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, draw in zip(figure.subplots(len(drawings), 1, sharex=True, squeeze=False)[:, 0], drawings, strict=True):
-        draw(axes)
+    all_axes = figure.subplots(len(panels), 1, sharex=True, gridspec_kw={"height_ratios": heights})
+    for axes, (_, draw, values) in zip(all_axes, panels, strict=True):
+        draw(axes, values)
         axes.grid(alpha=0.3)
         axes.tick_params(labelbottom=True)
     axes.set_xlabel("epoch")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    n_epochs = max(len(values) for values in curves.values())
+    axes.set_xlim(-0.5, max(n_epochs, _FEWEST_EPOCHS) - 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
 
@@ -64,13 +70,13 @@ def _draw_segmentation(axes: Any, curves: Mapping[str, Sequence[Any]]) -> None:
 
 def _draw_scores(axes: Any, scores: Mapping[str, np.ndarray]) -> None:
     """Scores of the classification tasks: one colour per task, one line style per score."""
-    tasks = sorted({_task(key) for key in scores} - {""})
-    kinds = sorted({key.split("/")[-1] for key in scores if _task(key)})
+    tasks = list(dict.fromkeys(_task(key) for key in scores if _task(key)))
+    kinds = list(dict.fromkeys(key.split("/")[-1] for key in scores if _task(key)))
     for key, values in scores.items():
         name = key.removeprefix(CLASSIFICATION_PREFIX)
         if _task(key):
             style = ("-", "--", "-.", ":")[kinds.index(key.split("/")[-1]) % 4]
-            _plot(axes, values, _label(name), color=f"C{tasks.index(_task(key)) % 10}", linestyle=style, linewidth=1.2)
+            _plot(axes, values, _label(name), color=f"C{tasks.index(_task(key)) % 10}", linestyle=style, linewidth=1, alpha=0.7)
         else:  # over all tasks
             _plot(axes, values, _label(name), color="black", linewidth=2, linestyle="-" if "ema" in name else ":")
     lowest = min((np.nanmin(values) for values in scores.values() if np.isfinite(values).any()), default=0.0)
@@ -80,7 +86,7 @@ def _draw_scores(axes: Any, scores: Mapping[str, np.ndarray]) -> None:
 
 def _draw_classification_losses(axes: Any, losses: Mapping[str, np.ndarray]) -> None:
     """Losses of the classification tasks: one colour per task, validation dashed."""
-    tasks = sorted({_task(key) for key in losses})
+    tasks = list(dict.fromkeys(_task(key) for key in losses))
     for key, values in losses.items():
         style = "--" if "val" in key.split("/")[-1] else "-"
         color = f"C{tasks.index(_task(key)) % 10}"
@@ -96,25 +102,20 @@ def _draw_durations(axes: Any, curves: Mapping[str, Sequence[Any]]) -> None:
     _plot(axes, durations, "epoch duration", color="tab:purple")
     axes.set(title="Duration", ylabel="seconds per epoch")
     axes.set_ylim(bottom=0)
-    _legend(axes, *axes.get_legend_handles_labels())
 
 
 def _draw_learning_rate(axes: Any, curves: Mapping[str, Sequence[Any]]) -> None:
     """Learning rate of the segmentation network."""
     _plot(axes, curves["lrs"], "learning rate", color="tab:orange")
-    axes.set(title="Learning rate", ylabel="learning rate")
+    axes.set(title="Learning rate of the segmentation", ylabel="learning rate")
     axes.set_ylim(bottom=0)
-    _legend(axes, *axes.get_legend_handles_labels())
 
 
 def _plot(axes: Any, values: Sequence[Any], label: str, **style: Any) -> None:
-    """One curve over the epochs; a marker makes a single epoch, or one between gaps, visible."""
+    """One curve over the epochs, across epochs without a value; markers where there are too few values for a line."""
     curve = _as_curve(values)
-    finite = np.isfinite(curve)
-    is_short = finite.sum() < 10
-    alone = finite & ~np.r_[False, finite[:-1]] & ~np.r_[finite[1:], False]
-    marked = None if is_short else np.flatnonzero(alone).tolist()
-    axes.plot(np.arange(curve.size), curve, label=label, marker="o", markersize=4, markevery=marked, **style)
+    epochs = np.flatnonzero(np.isfinite(curve))
+    axes.plot(epochs, curve[epochs], label=label, marker="o" if len(epochs) < 10 else None, markersize=4, **style)
 
 
 def _legend(axes: Any, *handles_and_labels: Sequence[Any]) -> None:
