@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -132,5 +133,5 @@ def _plain(value: Any) -> Any:
 
 def _first_words(error: Exception) -> str:
     """The message of an error on one line, without the source positions that ITK puts in front."""
-    text = str(error).rpartition("ITK ERROR:")[2]
+    text = re.split(r"ITK ERROR:|sitk::ERROR:", str(error))[-1]
     return (" ".join(text.split()) or type(error).__name__).rstrip(".")

@@ -15,6 +15,7 @@ from nnunetv2.imageio.base_reader_writer import (
     stack_channels,
     warn_unless_same,
 )
+from nnunetv2.imageio.nifti_file import check_nifti_is_complete, is_nifti
 from nnunetv2.utilities.file_io import atomic_path
 
 # The missing axis of a 2D image gets a spacing this many times the largest one, so that it is recognised as such.
@@ -64,6 +65,8 @@ class SimpleITKIOWithReorient(SimpleITKIO):
 
 def _load(fname: str) -> sitk.Image:
     with reading(fname):
+        if is_nifti(fname):
+            check_nifti_is_complete(fname)
         return sitk.ReadImage(str(fname))
 
 
