@@ -166,11 +166,14 @@ def _run_in_pool(
     for index in suspects:
         alone = deque([index])
         if (yield from _drain(function, tasks, alone, 1)):
-            yield index, _Outcome(
-                error=WorkerDied(
-                    f"the worker process was killed while case {identifiers[index]} was in work, also when it ran alone. "
-                    "Most likely the system ran out of memory: use fewer processes, free memory, or check the size of this case."
-                )
+            yield (
+                index,
+                _Outcome(
+                    error=WorkerDied(
+                        f"the worker process was killed while case {identifiers[index]} was in work, also when it ran alone. "
+                        "Most likely the system ran out of memory: use fewer processes, free memory, or check the size of this case."
+                    )
+                ),
             )
 
 

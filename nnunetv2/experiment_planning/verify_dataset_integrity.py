@@ -30,6 +30,7 @@ LARGEST_SHIFT_IN_VOXELS = 0.5
 NOTEWORTHY_SHIFT_IN_VOXELS = 0.01
 MOST_CASES_NAMED = 10  # in notes that sum up many cases; problems always name every case
 DATASET_JSON = "dataset.json"
+CLASS_LABELS = "class labels"  # heading of their problems in the report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ class CaseReport:
 
 @dataclass(kw_only=True)
 class DatasetReport:
-    """Problems of a dataset by case or file, in the order in which they were found."""
+    """Problems of a dataset by case or file."""
 
     errors: dict[str, list[str]] = field(default_factory=dict)
     warnings: dict[str, list[str]] = field(default_factory=dict)
@@ -98,7 +99,9 @@ def dataset_report(folder: str, num_processes: int = 8) -> DatasetReport:
     """Everything that :func:`verify_dataset_integrity` says about a dataset."""
     dataset_json_file = os.path.join(folder, DATASET_JSON)
     if not os.path.isfile(dataset_json_file):
-        raise FileNotFoundError(f"There is no {DATASET_JSON} in {folder}. Every raw dataset needs one; see documentation/dataset_format.md.")
+        raise FileNotFoundError(
+            f"There is no {DATASET_JSON} in {folder}. What it must hold is described in documentation/dataset_format.md."
+        )
     dataset_json = load_json(dataset_json_file)
     report = DatasetReport()
     report.add(DATASET_JSON, errors=dataset_json_problems(dataset_json))
@@ -125,9 +128,7 @@ def verify_labels(label_file: str, readerclass: type[BaseReaderWriter], expected
     return not report.errors
 
 
-def check_cases(
-    image_files: Sequence[str], label_file: str, expected_num_channels: int, readerclass: type[BaseReaderWriter]
-) -> bool:
+def check_cases(image_files: Sequence[str], label_file: str, expected_num_channels: int, readerclass: type[BaseReaderWriter]) -> bool:
     """Whether the channels and the segmentation of one case fit together; prints all problems and warnings."""
     case = RawCase(identifier=os.path.basename(label_file), image_files=tuple(image_files), label_file=label_file)
     report = case_report(case, readerclass, expected_num_channels, expected_labels=None)
@@ -154,7 +155,7 @@ def dataset_json_problems(dataset_json: Any) -> list[str]:
         problems.append(f"'numTraining' is {number!r}; expected the number of training cases")
     channel_names = _channel_names(dataset_json)
     if channel_names is not None and (not isinstance(channel_names, Mapping) or not channel_names):
-        problems.append(f"'channel_names' is {channel_names!r}; expected an object such as {{\"0\": \"CT\"}}")
+        problems.append(f'\'channel_names\' is {channel_names!r}; expected an object such as {{"0": "CT"}}')
     if "labels" in dataset_json:
         problems += _label_problems(dataset_json)
     return problems
@@ -228,9 +229,7 @@ def _check_image(reader: BaseReaderWriter, file: str, report: CaseReport) -> _Gr
     return _grid(file, image, properties)
 
 
-def _check_segmentation(
-    reader: BaseReaderWriter, file: str, expected_labels: Sequence[int] | None, report: CaseReport
-) -> _Grid | None:
+def _check_segmentation(reader: BaseReaderWriter, file: str, expected_labels: Sequence[int] | None, report: CaseReport) -> _Grid | None:
     try:
         seg, properties = reader.read_seg(file)
     except Exception as error:
@@ -351,7 +350,7 @@ def _label_problems(dataset_json: Mapping[str, Any]) -> list[str]:
     """What is wrong with ``labels`` and ``regions_class_order``."""
     labels = dataset_json["labels"]
     if not isinstance(labels, Mapping):
-        return [f"'labels' is {labels!r}; expected an object such as {{\"background\": 0, \"tumour\": 1}}"]
+        return [f'\'labels\' is {labels!r}; expected an object such as {{"background": 0, "tumour": 1}}']
     not_whole = [name for name, value in labels.items() if not all(_is_whole(entry) for entry in _entries(value))]
     if not_whole:
         return [f"the values of {', '.join(map(repr, not_whole))} in 'labels' are not whole numbers or lists of them"]
@@ -376,7 +375,7 @@ def _listed_cases(folder: str, listed: Any, report: DatasetReport) -> list[RawCa
     cases = []
     for identifier, files in listed.items() if isinstance(listed, Mapping) else ():
         if not isinstance(files, Mapping) or not isinstance(files.get("images"), (list, tuple)) or not isinstance(files.get("label"), str):
-            report.add(identifier, errors=["its entry in 'dataset' must be {\"images\": [paths in channel order], \"label\": path}"])
+            report.add(identifier, errors=['its entry in \'dataset\' must be {"images": [paths in channel order], "label": path}'])
             continue
         images = [_expanded(folder, file) for file in files["images"]]
         label = _expanded(folder, files["label"])
@@ -403,7 +402,7 @@ def _cases_in_folders(folder: str, dataset_json: Mapping[str, Any], report: Data
     for name in _file_names(image_folder, ending, report):
         match = re.fullmatch(r"(.+)_(\d{4})", name.removesuffix(ending))
         if match is None:
-            report.add(f"imagesTr/{name}", errors=[f"the name does not follow the pattern CASE_CCCC{ending}, such as case_001_0000{ending}"])
+            report.add(f"imagesTr/{name}", errors=[f"the name does not follow the pattern CASE_CCCC{ending} (CCCC: channel, from 0000)"])
             continue
         images.setdefault(match[1], {})[int(match[2])] = os.path.join(image_folder, name)
     labels = {name.removesuffix(ending): os.path.join(label_folder, name) for name in _file_names(label_folder, ending, report)}
@@ -450,9 +449,7 @@ def _check_number_of_cases(dataset_json: Mapping[str, Any], cases: Sequence[RawC
         report.add(DATASET_JSON, errors=[f"no training cases with files ending in {dataset_json['file_ending']} were found"])
 
 
-def _check_files_of_cases(
-    dataset_json: Mapping[str, Any], cases: Sequence[RawCase], num_processes: int, report: DatasetReport
-) -> None:
+def _check_files_of_cases(dataset_json: Mapping[str, Any], cases: Sequence[RawCase], num_processes: int, report: DatasetReport) -> None:
     """Read every case and add what is found to the report."""
     try:
         reader_class = _reader_class(dataset_json, cases)
@@ -497,7 +494,9 @@ def _sum_up_labels(found: Mapping[str, CaseReport], labels: Mapping[str, Any] | 
     if rounded:
         report.add(
             "labelsTr",
-            warnings=[f"label values of {len(rounded)} cases are not quite whole numbers (less than 0.001 off) and are rounded: {_some(rounded)}"],
+            warnings=[
+                f"label values of {len(rounded)} cases are not quite whole numbers (less than 0.001 off) and are rounded: {_some(rounded)}"
+            ],
         )
     values = {identifier: result.label_values for identifier, result in found.items() if result.label_values is not None}
     empty = [identifier for identifier, present in values.items() if not any(present)]
@@ -517,7 +516,7 @@ def _check_class_labels(folder: str, dataset_json: Mapping[str, Any], identifier
         errors, notes = find_label_problems(folder, dataset_json, identifiers)
     except (ValueError, RuntimeError, OSError) as error:
         errors, notes = [str(error)], []
-    report.add("class labels", errors, notes)
+    report.add(CLASS_LABELS, errors, notes)
     if "classification" in dataset_json:
         # Broken tables are among the errors already.
         with contextlib.suppress(ValueError, RuntimeError, OSError, KeyError):
@@ -573,4 +572,9 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _by_case(messages: Mapping[str, Sequence[str]]) -> str:
-    return "\n".join(f"  {where}:\n" + "\n".join(f"    - {message}" for message in entries) for where, entries in messages.items())
+    """The messages as an indented list: dataset.json first, then cases and files in alphabetical order, class labels last."""
+    lines = []
+    for where in sorted(messages, key=lambda name: (name != DATASET_JSON, name == CLASS_LABELS, name)):
+        lines.append(f"  {where}:")
+        lines += [f"    - {message}" for message in messages[where]]
+    return "\n".join(lines)

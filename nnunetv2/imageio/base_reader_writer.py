@@ -87,7 +87,7 @@ def label_dtype(seg: np.ndarray, output_fname: str) -> type[np.unsignedinteger]:
     smallest, largest = (seg.min(), seg.max()) if seg.size else (0, 0)
     if not 0 <= smallest <= largest <= LARGEST_LABEL:
         raise ValueError(
-            f"Cannot write {os.fspath(output_fname)}: labels range from {smallest} to {largest}, but must lie between 0 and {LARGEST_LABEL}."
+            f"Cannot write {os.fspath(output_fname)}: labels range from {smallest} to {largest}, must lie between 0 and {LARGEST_LABEL}."
         )
     return np.uint8 if largest < 255 else np.uint16
 

@@ -44,9 +44,7 @@ def determine_reader_writer_from_dataset_json(
             f"WARNING: dataset.json asks for the reader/writer {requested}, but there is no such class in nnunetv2.imageio. "
             "Choosing one by the file ending instead."
         )
-    return determine_reader_writer_from_file_ending(
-        dataset_json_content["file_ending"], example_file, allow_nonmatching_filename, verbose
-    )
+    return determine_reader_writer_from_file_ending(dataset_json_content["file_ending"], example_file, allow_nonmatching_filename, verbose)
 
 
 def determine_reader_writer_from_file_ending(

@@ -57,7 +57,7 @@ def _read_volume(fname: str) -> np.ndarray:
     with reading(fname):
         volume = tifffile.imread(fname)
     if volume.ndim != 3:
-        raise RuntimeError(f"Cannot use {os.fspath(fname)}: its array has shape {volume.shape}, but Tiff3DIO takes 3D stacks (z, y, x) only.")
+        raise RuntimeError(f"Cannot use {os.fspath(fname)}: its shape is {volume.shape}, but Tiff3DIO takes 3D stacks (z, y, x) only.")
     return volume[None]
 
 

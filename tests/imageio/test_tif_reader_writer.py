@@ -29,7 +29,9 @@ def test_without_spacing_file_a_warning_and_one_millimetre(file: Path, capsys: p
     assert "case.json" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("content", ["{}", "no json", '{"spacing": [1, 1]}', '{"spacing": [1, 0, 1]}', '{"spacing": 3}', '{"spacing": [1, "a", 1]}'])
+@pytest.mark.parametrize(
+    "content", ["{}", "no json", '{"spacing": [1, 1]}', '{"spacing": [1, 0, 1]}', '{"spacing": 3}', '{"spacing": [1, "a", 1]}']
+)
 def test_a_broken_spacing_file_is_named(file: Path, content: str) -> None:
     file.with_name("case.json").write_text(content)
     with pytest.raises(RuntimeError, match="case.json"):
