@@ -6,7 +6,6 @@ old file or none. Pickles are read by an unpickler that knows plain containers, 
 
 from __future__ import annotations
 
-import copy
 import io
 import json
 import os
@@ -17,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nnunetv2.utilities.json_export import recursive_fix_for_json_export
+from nnunetv2.utilities.json_export import json_ready
 
 TEMPORARY_PREFIX = ".tmp-"
 
@@ -73,9 +72,7 @@ def load_json(path: str | os.PathLike[str]) -> Any:
 
 def save_json(obj: Any, path: str | os.PathLike[str], *, sort_keys: bool = False, indent: int | None = 4) -> None:
     """Write JSON atomically. Numpy types are converted (`obj` is not changed); NaN stays the bare token, as nnU-Net writes it."""
-    holder = {"content": copy.deepcopy(obj)}
-    recursive_fix_for_json_export(holder)
-    text = json.dumps(holder["content"], sort_keys=sort_keys, indent=indent)
+    text = json.dumps(json_ready(obj), sort_keys=sort_keys, indent=indent)
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

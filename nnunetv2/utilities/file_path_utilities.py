@@ -97,4 +97,4 @@ def check_workers_alive_and_busy(export_pool: Any, worker_list: list, results_li
             "use fewer processes, or a machine with more memory, and start again."
         )
     unfinished = sum(not result.ready() for result in results_list)
-    return unfinished >= len(export_pool._pool) + allowed_num_queued
+    return unfinished >= len(worker_list) + allowed_num_queued

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from nnunetv2.paths import nnUNet_raw
+from nnunetv2.utilities.file_io import load_json
 
 _CHANNEL = r"_(\d{4})"
 
@@ -14,12 +18,11 @@ _CHANNEL = r"_(\d{4})"
 def get_identifiers_from_splitted_dataset_folder(folder: str | os.PathLike[str], file_ending: str) -> list[str]:
     """Sorted identifiers of the cases in a folder of images named ``{identifier}_{channel:04d}{file_ending}``.
 
-    Hidden files are passed over (``._case_0000.nii.gz`` of macOS). A file with the right ending but without a channel
-    number is reported, it would otherwise be a case cut short.
+    Hidden files are passed over (``._case_0000.nii.gz`` of macOS); files with the right ending but without a channel
+    number too, with a warning.
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If files end in `file_ending` but have no channel number.
     """
     return sorted(_files_by_case(folder, file_ending))
 
@@ -55,16 +58,17 @@ def get_filenames_of_train_images_and_targets(
 
     With a ``dataset`` entry in `dataset_json` that list counts: environment variables in its paths are expanded and
     relative paths belong to the raw folder. Otherwise ``imagesTr`` and ``labelsTr`` are listed; whether every label exists
-    is for the integrity check to say. Order: as listed in ``dataset``, else sorted by identifier.
+    is for the integrity check to say. Order: as listed in ``dataset``, else sorted by identifier. The folder may also be
+    given as the name of a dataset in ``nnUNet_raw``.
 
     Raises:
         FileNotFoundError: If ``dataset.json`` or ``imagesTr`` is missing.
-        ValueError: If an entry of ``dataset`` lacks images or label, or cases differ in their channels.
+        ValueError: If an entry of ``dataset`` lacks images or label.
     """
     folder = os.fspath(raw_dataset_folder)
+    if not os.path.isdir(folder) and nnUNet_raw.is_set():
+        folder = os.path.join(nnUNet_raw, folder)
     if dataset_json is None:
-        from nnunetv2.utilities.file_io import load_json
-
         dataset_json = load_json(Path(folder) / "dataset.json")
     if "dataset" in dataset_json:
         return _listed_cases(folder, dataset_json["dataset"])
@@ -122,8 +126,9 @@ def _files_by_case(folder: str | os.PathLike[str], file_ending: str) -> dict[str
             elif not entry.is_dir():
                 unnumbered.append(name)
     if unnumbered:
-        raise ValueError(
-            f"{len(unnumbered)} file(s) in {folder} have no channel number: {', '.join(sorted(unnumbered)[:20])}. Expected names like "
-            f"CASE_0000{file_ending} (0000 for the first channel). Rename them, or move them elsewhere if they are no images."
+        warnings.warn(
+            f"{len(unnumbered)} file(s) in {folder} are passed over, they have no channel number: {', '.join(sorted(unnumbered)[:20])}. "
+            f"Expected names like CASE_0000{file_ending} (0000 for the first channel); rename those that are images.",
+            stacklevel=3,
         )
     return by_case
