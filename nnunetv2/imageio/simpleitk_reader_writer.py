@@ -28,7 +28,7 @@ class SimpleITKIO(BaseReaderWriter):
     supported_file_endings = [".nii.gz", ".nrrd", ".mha", ".gipl"]
 
     def read_images(self, image_fnames: list[str] | tuple[str, ...]) -> tuple[np.ndarray, dict]:
-        """See the base class. The third and higher axes of a 4D file are its channels."""
+        """See the base class. The fourth axis of a 4D file holds its channels."""
         return _read([_load(name) for name in image_fnames], image_fnames)
 
     def read_seg(self, seg_fname: str) -> tuple[np.ndarray, dict]:
