@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from warnings import catch_warnings, simplefilter
 
 import numpy as np
 
@@ -16,10 +17,19 @@ Split = dict[str, list[str]]
 
 
 def generate_crossval_split(train_identifiers: Sequence[str], seed: int = SEED, n_splits: int = NUM_FOLDS) -> list[Split]:
-    """nnU-Net's folds: shuffled, neither stratified nor grouped."""
+    """nnU-Net's folds: shuffled, neither stratified nor grouped.
+
+    Raises:
+        ValueError: If there are fewer cases than folds.
+    """
     from sklearn.model_selection import KFold
 
     identifiers = np.asarray(train_identifiers)
+    if len(identifiers) < n_splits:
+        raise ValueError(
+            f"There are {len(identifiers)} training cases ({', '.join(map(str, identifiers))}), too few for {n_splits} folds. Add cases, "
+            "write a splits_final.json of your own into the preprocessed dataset folder, or train with fold 'all'."
+        )
     folds = KFold(n_splits=n_splits, shuffle=True, random_state=seed).split(identifiers)
     return [_split(identifiers, training, validation) for training, validation in folds]
 
@@ -62,7 +72,9 @@ def generate_stratified_split(
         n_splits = n_groups
     strata = _merged_strata(cases, case_labels, group_of, n_splits)
     try:
-        folds = list(StratifiedGroupKFold(n_splits, shuffle=True, random_state=seed).split(cases, strata, group_of))
+        with catch_warnings():
+            simplefilter("ignore", UserWarning)  # of strata with few members; the classes that suffer are named below
+            folds = list(StratifiedGroupKFold(n_splits, shuffle=True, random_state=seed).split(cases, strata, group_of))
         if any(len(validation) == 0 or len(training) == 0 for training, validation in folds):
             raise ValueError("a fold is empty")
     except ValueError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 from nnunetv2.paths import nnUNet_results
@@ -39,7 +40,7 @@ def get_output_folder(
 def parse_dataset_trainer_plans_configuration_from_path(path: str | os.PathLike[str]) -> tuple[str, str, str, str] | None:
     """Dataset, trainer, plans and configuration of a path at or below a model folder; None if it names no such folder."""
     parts = [part for part in os.fspath(path).replace("\\", "/").split("/") if part]
-    for dataset, model in zip(parts[:-1], parts[1:]):
+    for dataset, model in pairwise(parts):
         pieces = model.split("__")
         if dataset.startswith("Dataset") and len(pieces) == 3 and all(pieces):
             return dataset, pieces[0], pieces[1], pieces[2]

@@ -7,9 +7,8 @@ import importlib
 import os
 import pkgutil
 import sys
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -49,7 +48,8 @@ def recursive_find_python_class(
 ) -> Any:
     """The object of a name in the modules of a folder: first its own modules in alphabetical order, then its subpackages.
 
-    Only modules whose source binds the name are imported. One that fails to import is skipped with a warning.
+    Only modules whose source binds the name are imported. One that fails to import does not end the search; if the name
+    is found nowhere else, its error is raised.
 
     Args:
         folder: Folder to search.
@@ -61,17 +61,26 @@ def recursive_find_python_class(
 
     Returns:
         The object, or None.
+
+    Raises:
+        ImportError: If modules bind the name, but none of them can be imported.
     """
-    base_folder = folder if base_folder is None else base_folder
-    with temporarily_extend_syspath(base_folder):
+    folder = os.fspath(folder)
+    base_folder = folder if base_folder is None else os.fspath(base_folder)
+    failures: list[tuple[str, Exception]] = []
+    with ExitStack() as stack:
+        stack.enter_context(temporarily_extend_syspath(base_folder))
         if cleanup_imports_from_base_folder:
-            with temporarily_cleanup_imports_from_path(base_folder):
-                return _find(folder, class_name, current_module, verbose)
-        return _find(folder, class_name, current_module, verbose)
+            stack.enter_context(temporarily_cleanup_imports_from_path(base_folder))
+        found = _find(folder, class_name, current_module, verbose, failures)
+    if found is None and failures:
+        reasons = "\n".join(f"  {module}: {type(error).__name__}: {error}" for module, error in failures)
+        raise ImportError(f"{class_name} could not be loaded, these modules fail to import:\n{reasons}\nCorrect them, or install what they need.") from failures[0][1]
+    return found
 
 
-def _find(folder: str, class_name: str, current_module: str | None, verbose: bool) -> Any:
-    """Search one folder, then its subpackages."""
+def _find(folder: str, class_name: str, current_module: str | None, verbose: bool, failures: list[tuple[str, Exception]]) -> Any:
+    """Search one folder, then its subpackages; modules that fail to import are added to `failures`."""
     modules = list(pkgutil.iter_modules([folder]))
     prefix = f"{current_module}." if current_module else ""
     for module in modules:
@@ -82,13 +91,13 @@ def _find(folder: str, class_name: str, current_module: str | None, verbose: boo
         try:
             imported = importlib.import_module(prefix + module.name)
         except Exception as error:  # a broken file of somebody's must not hide all others
-            warnings.warn(f"{prefix}{module.name} in {folder} could not be imported and is skipped: {error!r}", stacklevel=2)
+            failures.append((os.path.join(folder, f"{module.name}.py"), error))
             continue
         if hasattr(imported, class_name):
             return getattr(imported, class_name)
     for module in modules:
         if module.ispkg:
-            found = _find(os.path.join(folder, module.name), class_name, prefix + module.name, verbose)
+            found = _find(os.path.join(folder, module.name), class_name, prefix + module.name, verbose, failures)
             if found is not None:
                 return found
     return None
@@ -99,7 +108,7 @@ def _binds_name(path: str, name: str) -> bool:
     try:
         return name in _bound_names(path, os.stat(path).st_mtime_ns)
     except (OSError, SyntaxError, UnicodeDecodeError):
-        return os.path.exists(path)
+        return True  # compiled, or damaged in a way that importing it will tell
 
 
 @lru_cache(maxsize=1024)
@@ -112,6 +121,8 @@ def _bound_names(path: str, modified: int) -> frozenset[str] | _Everything:
     while pending:
         node = pending.pop()
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            if node.name == "__getattr__":  # the module makes names when asked for them
+                return _Everything()
             names.add(node.name)
             continue
         if isinstance(node, (ast.Import, ast.ImportFrom)):

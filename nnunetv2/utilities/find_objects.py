@@ -17,24 +17,31 @@ def recursive_find_trainer_class_by_name(trainer_name: str) -> type:
 
     Raises:
         RuntimeError: If there is none; the message names the folders searched.
+        ImportError: If files define it, but none of them can be imported.
         AssertionError: If the object of that name is no ``nnUNetTrainer``.
     """
     package_folder = os.path.dirname(importlib.util.find_spec(TRAINER_PACKAGE).origin)
-    searched = [package_folder]
-    trainer = recursive_find_python_class(package_folder, trainer_name, TRAINER_PACKAGE)
-    for folder in (nnUNet_extTrainer.get() or "").split(os.pathsep):
+    own_folders = [folder for folder in (nnUNet_extTrainer.get() or "").split(os.pathsep) if folder.strip() and os.path.isdir(folder)]
+    searched = [package_folder, *own_folders]
+    trainer, failure = None, None
+    for folder in searched:
+        is_package = folder == package_folder
+        try:
+            trainer = recursive_find_python_class(
+                folder, trainer_name, TRAINER_PACKAGE if is_package else None, cleanup_imports_from_base_folder=not is_package
+            )
+        except ImportError as error:  # a later folder may have one that works
+            failure = failure or error
         if trainer is not None:
             break
-        if not folder.strip() or not os.path.isdir(folder):
-            continue
-        searched.append(folder)
-        trainer = recursive_find_python_class(folder, trainer_name, None, cleanup_imports_from_base_folder=True)
+    if trainer is None and failure is not None:
+        raise failure
     if trainer is None:
         raise RuntimeError(
             f"No trainer named {trainer_name} was found in {', '.join(searched)}. Check the spelling; folders with trainers of your "
             "own are named in the environment variable nnUNet_extTrainer."
         )
-    base = getattr(importlib.import_module(f"{TRAINER_PACKAGE}.nnUNetTrainer"), "nnUNetTrainer")
+    base = importlib.import_module(f"{TRAINER_PACKAGE}.nnUNetTrainer").nnUNetTrainer
     if not (isinstance(trainer, type) and issubclass(trainer, base)):
         raise AssertionError(f"{trainer_name} is no subclass of nnUNetTrainer. Trainers derive from {TRAINER_PACKAGE}.nnUNetTrainer.nnUNetTrainer.")
     return trainer

@@ -57,13 +57,11 @@ def get_network_from_plans(
 
 def _locate(path: str, search: bool = False) -> Any:
     """The object of a dotted path in an allowed package; optionally looked for by its last part as older plans need."""
-    extra = [name for name in os.environ.get(ALLOWED_PACKAGES_VARIABLE, "").split(",") if name]
-    if not any(path == package or path.startswith(f"{package}.") for package in (*ALLOWED_PACKAGES, *extra)):
-        raise ImportError(
-            f"The plans name {path!r}, which is outside {', '.join((*ALLOWED_PACKAGES, *extra))}. If you trust these plans, allow its "
-            f"package: export {ALLOWED_PACKAGES_VARIABLE}={path.split('.')[0]}"
-        )
-    found = pydoc.locate(path)
+    _check_allowed(path, path)
+    try:
+        found = pydoc.locate(path)
+    except pydoc.ErrorDuringImport as error:
+        raise ImportError(f"The plans name {path!r}, which fails to import: {error.value!r}. Install what it needs.") from error.value
     if found is None and search:
         warnings.warn(f"{path} does not exist; looking for {path.split('.')[-1]} in dynamic_network_architectures.", stacklevel=3)
         import dynamic_network_architectures
@@ -72,4 +70,20 @@ def _locate(path: str, search: bool = False) -> Any:
         found = recursive_find_python_class(str(folder), path.split(".")[-1], "dynamic_network_architectures.architectures")
     if found is None:
         raise ImportError(f"The plans name {path!r}, which cannot be imported. Install its package, or correct the plans.")
+    # torch.nn.x.os.system begins well and ends elsewhere: where the object was defined counts as well.
+    home = getattr(found, "__module__", None)
+    if not callable(found) or not isinstance(home, str):
+        raise ImportError(f"The plans name {path!r}, which is no class or function. Correct the plans.")
+    _check_allowed(path, home)
     return found
+
+
+def _check_allowed(path: str, name: str) -> None:
+    """Refuse a dotted name outside the allowed packages; `path` is what the plans say."""
+    extra = [package.strip() for package in os.environ.get(ALLOWED_PACKAGES_VARIABLE, "").split(",") if package.strip()]
+    allowed = (*ALLOWED_PACKAGES, *extra)
+    if not any(name == package or name.startswith(f"{package}.") for package in allowed):
+        raise ImportError(
+            f"The plans name {path!r}, which is outside {', '.join(allowed)}. If you trust these plans, allow its "
+            f"package: export {ALLOWED_PACKAGES_VARIABLE}={name.split('.')[0]}"
+        )

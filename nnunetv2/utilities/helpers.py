@@ -31,5 +31,5 @@ class dummy_context:
     def __enter__(self) -> None:
         return None
 
-    def __exit__(self, exc_type: type | None, exc_val: BaseException | None, exc_tb: TracebackType | None) -> None:
+    def __exit__(self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None) -> None:
         return None

@@ -169,12 +169,14 @@ def classification_tasks(dataset_json: Mapping[str, Any]) -> dict[str, Classific
             tasks[name] = ClassificationTask.from_dict(name, content)
         except ValueError as error:
             problems.append(str(error))
-            continue
+        structures = [label for label in dataset_json.get("labels", {}) if label != "ignore"]
         for key in ("evidence", "context"):
-            unknown = [s for s in getattr(tasks[name], key) if s not in dataset_json.get("labels", {})]
+            named = content.get(key) if isinstance(content, Mapping) else None
+            unknown = [structure for structure in named if structure not in structures] if isinstance(named, (list, tuple)) else []
             if unknown:
-                structures = ", ".join(dataset_json.get("labels", {}))
-                problems.append(f"classification task {name!r}: `{key}` names {', '.join(map(repr, unknown))}, expected names of `labels`: {structures}")
+                problems.append(
+                    f"classification task {name!r}: `{key}` names {', '.join(map(repr, unknown))}, expected names of `labels`: {', '.join(structures)}"
+                )
     if problems:
         raise ValueError("dataset.json:\n" + "\n".join(problems))
     return tasks
@@ -255,13 +257,15 @@ def load_case_groups(folder: str | Path, dataset_json: Mapping[str, Any]) -> dic
     path = _table_path(folder, declared, GROUPS_FILE)
     if path is None:
         return None
-    header, *rows = _read_table(path) or [[]]
+    (_, header), *rows = _read_table(path) or [(1, [])]
     if len(header) < 2 or header[0].strip() != "identifier":
-        raise ValueError(f"{path}: the header is {','.join(header)!r}, expected identifier and a column with the group.")
+        raise ValueError(f"{path}: the header is {','.join(header)!r}, expected identifier and a column with the group, with a comma between.")
     groups, problems = {}, []
-    for line, row in enumerate(rows, 2):
+    for line, row in rows:
         identifier, group = row[0].strip(), row[1].strip() if len(row) > 1 else ""
-        if not group:
+        if not identifier:
+            problems.append(f"line {line}: the identifier is empty")
+        elif not group:
             problems.append(f"line {line}: case {identifier} has no group")
         elif identifier in groups:
             problems.append(f"line {line}: case {identifier} stands there twice")
@@ -353,7 +357,10 @@ def _label_rows(folder: Path, dataset_json: Mapping[str, Any]) -> tuple[str, lis
     declared = dataset_json.get("case_labels")
     is_preprocessed_copy = not (folder / "imagesTr").is_dir() and "dataset" not in dataset_json and (folder / LABELS_FILE).is_file()
     if isinstance(declared, Mapping) and not is_preprocessed_copy:
-        rows = [(f"case {i}", str(i), {str(t): "" if c is None else str(c) for t, c in cells.items()}) for i, cells in declared.items()]
+        wrong = [str(identifier) for identifier, cells in declared.items() if not isinstance(cells, Mapping)]
+        if wrong:
+            raise ValueError(f"`case_labels` in dataset.json: expected an object of labels by task for each case; not so for {', '.join(wrong)}.")
+        rows = [("case_labels", str(i), {str(task): _cell_text(value) for task, value in cells.items()}) for i, cells in declared.items()]
         return "case_labels", list(classification_tasks(dataset_json)), rows
     path = _table_path(folder, None if is_preprocessed_copy or isinstance(declared, Mapping) else declared, LABELS_FILE)
     if path is None:
@@ -362,11 +369,14 @@ def _label_rows(folder: Path, dataset_json: Mapping[str, Any]) -> tuple[str, lis
             f"identifier,{','.join(dataset_json['classification'])}, or name another file in `case_labels`."
         )
     table = _read_table(path)
-    header = [column.strip() for column in table[0]] if table else []
+    header = [column.strip() for column in table[0][1]] if table else []
     if not header or header[0] != "identifier":
-        raise ValueError(f"{path}: the header is {','.join(header)!r}, expected it to begin with identifier.")
+        raise ValueError(f"{path}: the header is {','.join(header)!r}, expected it to begin with identifier, with commas between the columns.")
+    repeated = [column for column, count in Counter(header).items() if count > 1 and column in dataset_json["classification"]]
+    if repeated:
+        raise ValueError(f"{path}: the header has more than one column {', '.join(repeated)}. Leave one of each.")
     rows = []
-    for line, row in enumerate(table[1:], 2):
+    for line, row in table[1:]:
         cells = dict(zip(header[1:], row[1:]))
         rows.append((f"{path.name} line {line}", row[0].strip(), cells))
     return str(path), header[1:], rows
@@ -406,11 +416,12 @@ def _table_path(folder: Path, declared: str | None, default: str) -> Path | None
     raise FileNotFoundError(f"dataset.json names the table {declared!r}, which does not exist in {folder}.")
 
 
-def _read_table(path: Path) -> list[list[str]]:
-    """Rows of a CSV file, blank ones left out."""
+def _read_table(path: Path) -> list[tuple[int, list[str]]]:
+    """Line number and cells of the rows of a CSV file, blank ones left out."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            return [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
+            reader = csv.reader(file)
+            return [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} cannot be read as UTF-8 text with commas: {error}. Save it as CSV UTF-8.") from error
 
@@ -421,6 +432,15 @@ def _write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)
+
+
+def _cell_text(value: Any) -> str:
+    """A label given inline as the cell it would be; a list holds the classes of a multilabel task."""
+    if value is None:
+        return ""
+    if isinstance(value, (list, tuple)):
+        return SEPARATOR.join(map(str, value)) or NO_CLASS
+    return str(value)
 
 
 def _is_number(text: str) -> bool:

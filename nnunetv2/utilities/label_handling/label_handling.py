@@ -179,7 +179,7 @@ class LabelManager:
         else:
             import torch
 
-            reverted = torch.zeros(shape, dtype=predicted_probabilities.dtype)
+            reverted = torch.zeros(shape, dtype=predicted_probabilities.dtype, device=predicted_probabilities.device)
         if not self.has_regions:
             reverted[0] = 1
         reverted[(slice(None), *(slice(low, high) for low, high in bbox))] = predicted_probabilities

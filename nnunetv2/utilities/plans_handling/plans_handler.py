@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
+import nnunetv2
 from nnunetv2.utilities.file_io import load_json
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+from nnunetv2.utilities.plans_handling.plans import ConfigurationPlan
 
 if TYPE_CHECKING:
     from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
@@ -206,13 +209,19 @@ class PlansManager:
 
         Raises:
             RuntimeError: If there is none of that name.
+            ValueError: If its values contradict each other.
         """
         if configuration_name not in self._configurations:
             if configuration_name not in self.plans["configurations"]:
                 raise RuntimeError(
                     f"The plans {self.plans_name} have no configuration {configuration_name!r}; they have {', '.join(self.available_configurations)}."
                 )
-            self._configurations[configuration_name] = ConfigurationManager(self._internal_resolve_configuration_inheritance(configuration_name))
+            content = self._internal_resolve_configuration_inheritance(configuration_name)
+            try:
+                ConfigurationPlan.from_dict(content)
+            except ValueError as error:
+                raise ValueError(f"Plans {self.plans_name}, configuration {configuration_name}: {error}. Correct the plans file.") from None
+            self._configurations[configuration_name] = ConfigurationManager(content)
         return self._configurations[configuration_name]
 
     def _internal_resolve_configuration_inheritance(self, configuration_name: str, visited: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -295,10 +304,6 @@ class PlansManager:
 
 def _find(package: str, name: str, kind: str) -> Any:
     """A class or function by name in a package of ours."""
-    import os
-
-    import nnunetv2
-
     folder = os.path.join(os.path.dirname(nnunetv2.__file__), *package.split("."))
     found = recursive_find_python_class(folder, name, f"nnunetv2.{package}")
     if found is None:
