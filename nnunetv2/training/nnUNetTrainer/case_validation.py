@@ -56,9 +56,11 @@ def validate_cases(trainer: nnUNetTrainer, save_probabilities: bool = False) -> 
             trainer.print_to_log_file(f"predicting {identifier}")
             data, _, previous_stage, properties = dataset.load_case(identifier)
             data = torch.from_numpy(_with_previous_stage(trainer, np.asarray(data[:]), previous_stage))
-            logits, classification = predictor.predict_logits_and_classes(data)
-            if classification:
+            if predictor.classification_tasks:
+                logits, classification = predictor.predict_logits_and_classes_from_preprocessed_data(data)
                 class_rows[identifier] = classification
+            else:
+                logits, classification = predictor.predict_sliding_window_return_logits(data), {}
             exports.submit(
                 identifier,
                 _export,

@@ -34,11 +34,6 @@ class EpochScores:
     cases_seen: int  # validation cases of which a patch was drawn
     cases_total: int
 
-    @property
-    def values(self) -> dict[str, float]:
-        """Scores by the name of their curve."""
-        return {f"class_{task}_{name}": value for task, scores in self.by_task.items() for name, value in scores.items()}
-
     def lines(self) -> list[str]:
         """For the log."""
         lines = [

@@ -64,7 +64,6 @@ from nnunetv2.utilities.label_handling.classification_labels import CaseLabels, 
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-EMA_MOMENTUM = 0.9
 GRADIENT_NORM = 12
 LATEST_CHECKPOINT_SECONDS = 10 * 60  # what a run may lose at most when the machine disconnects
 SEED_LIMIT = 2**31 - 1
@@ -143,7 +142,7 @@ class nnUNetTrainer:
         self.current_epoch = 0
         self.inference_allowed_mirroring_axes: tuple[int, ...] | None = None  # known once the data loaders are configured
         self._best_ema: float | None = None
-        self._ema_case_score: float | None = None
+        self.ema_case_score: float | None = None  # None without heads
         self._best_ema_case_score: float | None = None
         self._best_joint: float | None = None
         self.was_initialized = False
@@ -752,10 +751,13 @@ class nnUNetTrainer:
         self.log_loss_parts("train", outputs)
 
     def log_loss_parts(self, phase: str, outputs: Mapping[str, list]) -> None:
-        """Log segmentation and classification losses apart, where there is more than one."""
-        parts = [name for name in outputs if name == "loss_segmentation" or name.startswith("loss_classification_")]
-        for name in parts:
-            self.logger.log(f"{phase}_{name}", float(np.mean(outputs[name])), self.current_epoch)
+        """Log the losses of segmentation and classes apart, where there are classes."""
+        for task in self.classification_tasks:
+            if f"loss_classification_{task}" in outputs:
+                loss = float(np.mean(outputs[f"loss_classification_{task}"]))
+                self.logger.log(f"classification/{task}/{phase}_loss", loss, self.current_epoch)
+        if "loss_segmentation" in outputs:
+            self.logger.log(f"{phase}_loss_segmentation", float(np.mean(outputs["loss_segmentation"])), self.current_epoch)
 
     def on_validation_epoch_start(self) -> None:
         """Stop the training behaviour of the network."""
@@ -820,13 +822,11 @@ class nnUNetTrainer:
     def log_class_scores(self, records: list) -> None:
         """Score the classes of all validation cases seen in this epoch."""
         scores = self.class_scores.scores(records)
-        for name, value in scores.values.items():
-            self.logger.log(name, value, self.current_epoch)
-        self._ema_case_score = exponential_moving_average(self._ema_case_score, scores.case_score)
-        ema = float("nan") if self._ema_case_score is None else self._ema_case_score
-        self.logger.log("case_score", scores.case_score, self.current_epoch)
-        self.logger.log("ema_case_score", ema, self.current_epoch)
-        self.logger.log("class_cases_seen", scores.cases_seen, self.current_epoch)
+        for task, values in scores.by_task.items():
+            for name, value in values.items():
+                self.logger.log(f"classification/{task}/{name}", value, self.current_epoch)
+        self.logger.log("classification/case_score", scores.case_score, self.current_epoch)  # logs its moving average, too
+        self.ema_case_score = self.logger.get_value("classification/ema_case_score", self.current_epoch)
         for line in scores.lines():
             self.print_to_log_file(line)
 
@@ -857,12 +857,12 @@ class nnUNetTrainer:
             self._best_ema = ema_dice
             self.print_to_log_file(f"Yayy! New best EMA pseudo Dice: {np.round(self._best_ema, decimals=4)}")
             names.append("checkpoint_best.pth")
-        if self._ema_case_score is not None:
-            if is_better(self._ema_case_score, self._best_ema_case_score):
-                self._best_ema_case_score = self._ema_case_score
+        if self.ema_case_score is not None and np.isfinite(self.ema_case_score):
+            if is_better(self.ema_case_score, self._best_ema_case_score):
+                self._best_ema_case_score = self.ema_case_score
                 self.print_to_log_file(f"New best EMA case score: {np.round(self._best_ema_case_score, decimals=4)}")
                 names.append("checkpoint_best_classification.pth")
-            joint = (ema_dice + self._ema_case_score) / 2
+            joint = (ema_dice + self.ema_case_score) / 2
             if is_better(joint, self._best_joint):
                 self._best_joint = joint
                 names.append("checkpoint_best_joint.pth")
@@ -904,7 +904,7 @@ class nnUNetTrainer:
             "seed": self.seed,
             "rng_state": rng_state(),
             "run_options": self.run_options,
-            "ema_case_score": self._ema_case_score,
+            "ema_case_score": self.ema_case_score,
             "best_ema_case_score": self._best_ema_case_score,
             "best_joint": self._best_joint,
         }
@@ -914,7 +914,7 @@ class nnUNetTrainer:
         self.seed = state["seed"]
         self._seeded = True
         self._pending_rng_state = state["rng_state"]
-        self._ema_case_score = state["ema_case_score"]
+        self.ema_case_score = state["ema_case_score"]
         self._best_ema_case_score = state["best_ema_case_score"]
         self._best_joint = state["best_joint"]
 
@@ -1085,13 +1085,6 @@ def loss_values(losses: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     if len(parts) > 1:
         values.update({f"loss_{name}": loss.detach().float().cpu().numpy() for name, loss in parts.items()})
     return values
-
-
-def exponential_moving_average(previous: float | None, value: float) -> float | None:
-    """The average after one more value; an undefined value changes nothing."""
-    if not np.isfinite(value):
-        return previous
-    return value if previous is None else EMA_MOMENTUM * previous + (1 - EMA_MOMENTUM) * value
 
 
 def is_better(value: float, best: float | None) -> bool:

@@ -1,0 +1,221 @@
+"""Training of segmentation and classes together."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_datasets import SUBTYPE
+from tiny_trainings import make_trainer, same, weights
+
+from nnunetv2.network_architecture.predicted_evidence import PredictedEvidence
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from nnunetv2.training.nnUNetTrainer.epoch_class_scores import ClassRecord, EpochClassScores
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainerMultitask import nnUNetTrainerMultitask, nnUNetTrainerMultitask_5epochs
+from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import nnUNetTrainerNoMirroring
+from nnunetv2.utilities.checkpoint_io import load_checkpoint_file
+from nnunetv2.utilities.label_handling.classification_labels import CaseLabels, ClassificationTask
+
+Folders = dict[str, Path]
+
+
+class WithoutClassificationLoss(nnUNetTrainerMultitask):
+    maximum_classification_loss_weight = 0.0
+
+
+def test_with_lambda_0_the_segmentation_is_trained_as_by_nnUNetTrainer(tiny_training: Folders) -> None:
+    alone = make_trainer(nnUNetTrainer, tiny_training["preprocessed"])
+    joint = make_trainer(WithoutClassificationLoss, tiny_training["preprocessed"])
+    # Mirroring differs on purpose where a task is flip-sensitive; the axes that stay are drawn the same.
+    joint.classification_tasks = {name: task for name, task in joint.classification_tasks.items() if not task.flip_sensitive_axes}
+    for trainer in (alone, joint):
+        trainer.run_training()
+    segmentation = {key: value for key, value in weights(joint).items() if not key.startswith("classification_heads.")}
+    assert same(segmentation, weights(alone))
+
+
+def test_a_step_changes_the_heads_by_their_own_optimiser(tiny_training: Folders) -> None:
+    trainer = make_trainer(nnUNetTrainerMultitask, tiny_training["preprocessed"])
+    trainer.on_train_start()
+    heads = {id(parameter) for parameter in trainer.head_parameters()}
+    in_sgd = {id(parameter) for group in trainer.optimizer.param_groups for parameter in group["params"]}
+    in_adamw = {id(parameter) for group in trainer.head_optimizer.param_groups for parameter in group["params"]}
+    assert heads == in_adamw
+    assert not heads & in_sgd
+    assert heads | in_sgd == {id(parameter) for parameter in trainer.network.parameters()}
+    group = trainer.head_optimizer.param_groups[0]
+    assert (type(trainer.head_optimizer), group["lr"], group["weight_decay"]) == (torch.optim.AdamW, 3e-4, 1e-4)
+
+    trainer.on_train_epoch_start()
+    before = weights(trainer)
+    for _ in range(2):  # λ is 0 in the first step
+        result = trainer.train_step(next(trainer.dataloader_train))
+    changed = {key for key, value in weights(trainer).items() if not torch.equal(value, before[key])}
+    for name in trainer.classification_tasks:
+        assert any(key.startswith(f"classification_heads.task_{name}.") for key in changed), name
+        assert f"loss_classification_{name}" in result
+
+
+def test_the_loss_is_the_weighted_sum_of_its_parts(tiny_training: Folders) -> None:
+    trainer = make_trainer(nnUNetTrainerMultitask, tiny_training["preprocessed"])
+    trainer.classification_loss_weight = lambda: 0.25
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    result = trainer.train_step(next(trainer.dataloader_train))
+    parts = sum(float(result[f"loss_classification_{name}"]) for name in trainer.classification_tasks)
+    assert result["loss"] == pytest.approx(float(result["loss_segmentation"]) + 0.25 * parts, abs=1e-5)
+
+
+@pytest.mark.parametrize(("epochs", "warmup_epochs"), [(1000, 25), (100, 10), (5, 0.5)])
+def test_lambda_rises_to_a_tenth_over_the_first_epochs(epochs: int, warmup_epochs: float, tiny_training: Folders) -> None:
+    trainer = make_trainer(nnUNetTrainerMultitask, tiny_training["preprocessed"], num_epochs=epochs, num_iterations_per_epoch=250)
+    assert trainer.classification_loss_weight() == 0
+    trainer._classification_steps = round(warmup_epochs * 250 / 2)
+    assert trainer.classification_loss_weight() == pytest.approx(0.05, abs=1e-3)
+    for steps in (round(warmup_epochs * 250), epochs * 250):
+        trainer._classification_steps = steps
+        assert trainer.classification_loss_weight() == pytest.approx(0.1)
+
+
+def test_a_dataset_without_classes_is_told_what_to_add(tiny_training: Folders) -> None:
+    with pytest.raises(ValueError, match="(?s)'classification'.*labels.csv.*nnUNetTrainer"):
+        make_trainer(nnUNetTrainerMultitask_5epochs, tiny_training["preprocessed"], dataset="Dataset002_Plain")
+
+
+@pytest.mark.parametrize(("configuration", "allowed"), [("3d_fullres", 2), ("2d", 1)])
+def test_flip_sensitive_axes_are_mirrored_neither_in_training_nor_at_prediction(
+    configuration: str, allowed: int, tiny_training: Folders
+) -> None:
+    trainer = make_trainer(nnUNetTrainerMultitask, tiny_training["preprocessed"], configuration=configuration)
+    trainer.on_train_start()
+    # The x axis of the file is the last one of the reader's array.
+    x_axis = list(trainer.plans_manager.transpose_forward).index(2) - (1 if configuration == "2d" else 0)
+    assert x_axis not in trainer.inference_allowed_mirroring_axes
+    assert len(trainer.inference_allowed_mirroring_axes) == allowed
+    steps = trainer.dataloader_train.loader.transforms.transforms
+    (mirror,) = [step for step in steps if type(step).__name__ == "MirrorTransform"]
+    assert tuple(mirror.allowed_axes) == trainer.inference_allowed_mirroring_axes
+
+
+def test_a_subclass_cannot_bring_flip_sensitive_mirroring_back_by_accident(tiny_training: Folders) -> None:
+    class Trainer(nnUNetTrainerMultitask):
+        def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):
+            rotation, dummy, size, _ = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+            self.inference_allowed_mirroring_axes = (0, 1, 2)
+            return rotation, dummy, size, (0, 1, 2)
+
+    trainer = make_trainer(Trainer, tiny_training["preprocessed"])
+    trainer.on_train_start()
+    assert len(trainer.inference_allowed_mirroring_axes) == 2
+
+
+def test_other_peoples_trainers_gain_heads_by_inheritance(tiny_training: Folders) -> None:
+    class Trainer(nnUNetTrainerMultitask, nnUNetTrainerNoMirroring):
+        def configure_optimizers(self):
+            optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-3)
+            return optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1)
+
+    trainer = make_trainer(Trainer, tiny_training["preprocessed"])
+    trainer.run_training()
+    assert trainer.inference_allowed_mirroring_axes in (None, ())
+    in_first = {id(parameter) for group in trainer.optimizer.param_groups for parameter in group["params"]}
+    assert not in_first & {id(parameter) for parameter in trainer.head_parameters()}
+
+
+def test_curves_and_best_checkpoints_of_the_classes_are_kept(tiny_training: Folders) -> None:
+    trainer = make_trainer(nnUNetTrainerMultitask, tiny_training["preprocessed"], num_val_iterations_per_epoch=3)
+    trainer.run_training()
+    curves = trainer.logger.get_checkpoint()
+    for key in ("classification/case_score", "classification/ema_case_score", "classification/subtype/macro_f1",
+                "classification/findings/macro_average_precision", "classification/grade/quadratic_kappa"):  # fmt: skip
+        assert len(curves[key]) == 2, key
+    assert len(curves["classification/subtype/train_loss"]) == len(curves["classification/subtype/val_loss"]) == 2
+    for name in ("best", "best_classification", "best_joint", "final"):
+        checkpoint = load_checkpoint_file(Path(trainer.output_folder, f"checkpoint_{name}.pth"))
+        assert checkpoint["classification"]["tasks"]
+    log = Path(trainer.log_file).read_text()
+    assert "Classes, subtype:" in log
+    assert "of 2 validation cases" in log
+
+
+def test_validation_weighs_the_losses_like_training(tiny_training: Folders) -> None:
+    trainer = make_trainer(nnUNetTrainerMultitask, tiny_training["preprocessed"])
+    trainer._classification_steps = 10**6
+    trainer.on_train_start()
+    with torch.no_grad():
+        trainer.on_validation_epoch_start()
+        result = trainer.validation_step(next(trainer.dataloader_val))
+    parts = sum(float(result[f"loss_classification_{name}"]) for name in trainer.classification_tasks)
+    assert result["loss"] == pytest.approx(float(result["loss_segmentation"]) + 0.1 * parts, abs=1e-5)
+
+
+def record(identifier: str, probability: float, evidence: float) -> ClassRecord:
+    return ClassRecord(
+        identifier=identifier,
+        probabilities={"subtype": np.array([1 - probability, probability])},
+        evidence={"subtype": evidence},
+    )
+
+
+def class_scores(rows: dict[str, Any]) -> EpochClassScores:
+    task = ClassificationTask.from_dict("subtype", SUBTYPE)
+    labels = CaseLabels(tasks={"subtype": task}, rows={name: {"subtype": value} for name, value in rows.items()})
+    return EpochClassScores({"subtype": task}, {"subtype": PredictedEvidence(channels=(2,))}, labels)
+
+
+def test_patches_are_pooled_by_case_weighted_with_predicted_evidence() -> None:
+    scores = class_scores({"a": 1})
+    table = scores.case_probabilities([record("a", 0.9, 0.3), record("a", 0.1, 0.1), record("b", 0.2, 0), record("b", 0.4, 0)])
+    assert table["a"]["subtype"][1] == pytest.approx((0.9 * 0.3 + 0.1 * 0.1) / 0.4)
+    assert table["b"]["subtype"][1] == pytest.approx(0.3)  # nothing predicted: all patches count the same
+
+
+def test_scores_count_cases_not_patches() -> None:
+    scores = class_scores({"a": 1, "b": 0, "c": None})
+    # a is right in two of three patches, and as a case; c is unknown
+    records = [record("a", p, 1) for p in (0.9, 0.9, 0.1)] + [record("b", 0.1, 1), record("c", 0.9, 1)]
+    result = scores.scores(records)
+    assert result.by_task["subtype"]["macro_f1"] == 1
+    assert result.case_score == 1
+    assert result.cases_seen == 3
+
+
+def test_predicted_evidence_comes_from_the_networks_own_logits() -> None:
+    logits = torch.full((2, 3, 4, 4), -20.0)
+    logits[0, 0] = logits[1, 0, :, :2] = logits[1, 2, :, 2:] = 20.0  # second patch: half lesion
+    records = class_scores({"a": 1}).records(["a", "b"], {"subtype": torch.zeros(2, 2)}, logits)
+    assert [r.evidence["subtype"] for r in records] == pytest.approx([0, 0.5], abs=1e-6)
+
+
+def test_pretrained_weights_of_a_plain_training_start_a_joint_one(tiny_training: Folders, tmp_path: Path) -> None:
+    plain = make_trainer(nnUNetTrainer, tiny_training["preprocessed"], dataset="Dataset002_Plain")
+    plain.initialize()
+    plain.save_checkpoint(str(tmp_path / "plain.pth"))
+    joint = make_trainer(nnUNetTrainerMultitask, tiny_training["preprocessed"], seed=5)
+    joint.initialize()
+    before, messages = weights(joint), []
+    load_pretrained_weights(joint.network, tmp_path / "plain.pth", report=messages.append)
+    after, given = weights(joint), weights(plain)
+    for key, value in after.items():
+        kept = ".seg_layers." in key or key.startswith("classification_heads.")
+        assert torch.equal(value, before[key] if kept else given[key]), key
+    assert "segmentation layers and classification heads keep" in messages[1]
+
+
+def test_pretrained_weights_of_another_architecture_are_refused(tiny_training: Folders, tmp_path: Path) -> None:
+    trainer = make_trainer(nnUNetTrainer, tiny_training["preprocessed"])
+    trainer.initialize()
+    trainer.save_checkpoint(str(tmp_path / "checkpoint.pth"))
+    other = make_trainer(nnUNetTrainer, tiny_training["preprocessed"], configuration="2d")
+    other.initialize()
+    before = copy.deepcopy(weights(other))
+    with pytest.raises(ValueError, match="do not fit this network"):
+        load_pretrained_weights(other.network, tmp_path / "checkpoint.pth")
+    assert same(before, weights(other))
+
+
