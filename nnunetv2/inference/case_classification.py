@@ -1,0 +1,150 @@
+"""From the class logits of all tiles and mirrored copies of a case to one probability vector for each task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from nnunetv2.network_architecture.classification_heads import class_probabilities
+from nnunetv2.network_architecture.predicted_evidence import PredictedEvidence
+from nnunetv2.utilities.label_handling.class_decision import predicted_target
+from nnunetv2.utilities.label_handling.classification_labels import ClassificationTask
+
+AGGREGATIONS = ("evidence", "mean", "max", "top3")
+TOP_TILES = 3
+# A tile's mean evidence below this (a millionth of its weighted voxels) is numerical dust of the softmax, not a structure.
+NO_EVIDENCE = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskPrediction:
+    """Class of one case for one task."""
+
+    label: str  # class name; names joined with ';' or 'none' for multilabel
+    probabilities: dict[str, float]  # by class name
+
+
+@dataclass(kw_only=True)
+class _TileVotes:
+    """What the tiles said about one task."""
+
+    probabilities: list[np.ndarray] = field(default_factory=list)
+    evidence: list[float] = field(default_factory=list)
+
+
+class CaseClassification:
+    """Collects what the tiles of one case say and gives one answer per task.
+
+    One object serves one case and one fold; several folds are joined by :func:`mean_of_folds`.
+
+    Args:
+        tasks: The tasks by name.
+        evidence: Where the segmentation shows the evidence of a task, by task name; tasks that are missing count every tile the same.
+        aggregation: ``evidence``: mean of the tiles weighted by the predicted evidence in them (the plain mean where there is
+            none); ``mean``: plain mean; ``max``: by class the highest tile; ``top3``: by class the mean of the three highest tiles.
+            The last two are scaled to sum to one, except for multilabel.
+    """
+
+    def __init__(
+        self,
+        tasks: Mapping[str, ClassificationTask],
+        evidence: Mapping[str, PredictedEvidence] | None = None,
+        aggregation: str = "evidence",
+    ) -> None:
+        if aggregation not in AGGREGATIONS:
+            raise ValueError(f"Unknown aggregation {aggregation!r}. Choose one of {', '.join(AGGREGATIONS)}.")
+        self.tasks = dict(tasks)
+        self.evidence = dict(evidence or {})
+        self.aggregation = aggregation
+        self._votes: dict[str, _TileVotes] = {}
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all tiles."""
+        self._votes = {name: _TileVotes() for name in self.tasks}
+
+    def add_tile(
+        self,
+        class_logits: Mapping[str, torch.Tensor],
+        segmentation_logits: torch.Tensor | None,
+        tile_weights: torch.Tensor | None,
+    ) -> None:
+        """Add one tile.
+
+        Args:
+            class_logits: By task ``(num_logits,)``, or ``(M, num_logits)`` for M mirrored copies, whose probabilities are averaged.
+            segmentation_logits: ``(C, *tile)``, averaged over the mirrored copies; None when only classes are predicted.
+            tile_weights: Weight of the tile's voxels, as used for the segmentation; None if all count the same.
+
+        Raises:
+            RuntimeError: If a class logit is not a finite number.
+        """
+        for name, task in self.tasks.items():
+            logits = class_logits[name].detach().float()
+            if not bool(torch.isfinite(logits).all()):
+                raise RuntimeError(f"The head of task {name!r} predicted values that are not finite numbers.")
+            probabilities = class_probabilities(task, logits.reshape(-1, logits.shape[-1])).mean(dim=0)
+            votes = self._votes[name]
+            votes.probabilities.append(probabilities.cpu().numpy().astype(np.float64))
+            votes.evidence.append(self._evidence_mass(name, segmentation_logits, tile_weights))
+
+    def _evidence_mass(self, name: str, segmentation_logits: torch.Tensor | None, tile_weights: torch.Tensor | None) -> float:
+        """Weighted mean probability of the evidence in a tile; 0 where it is not asked for or cannot be known."""
+        evidence = self.evidence.get(name)
+        if self.aggregation != "evidence" or segmentation_logits is None or not evidence:
+            return 0.0
+        probability = evidence.probability(segmentation_logits[None])[0, 0]
+        if tile_weights is None:
+            return float(probability.mean())
+        tile_weights = tile_weights.to(probability)
+        return float((probability * tile_weights).sum() / tile_weights.sum())
+
+    def probabilities(self) -> dict[str, np.ndarray]:
+        """Probabilities ``(K,)`` float64 by task name.
+
+        Raises:
+            RuntimeError: If no tile was added.
+        """
+        return {
+            name: aggregate_tiles(
+                np.stack(votes.probabilities) if votes.probabilities else np.zeros((0, 0)),
+                np.asarray(votes.evidence),
+                aggregation=self.aggregation,
+                exclusive=not self.tasks[name].is_multilabel,
+            )
+            for name, votes in self._votes.items()
+        }
+
+
+def aggregate_tiles(probabilities: np.ndarray, evidence: np.ndarray, *, aggregation: str, exclusive: bool) -> np.ndarray:
+    """One probability vector from those of all tiles.
+
+    Args:
+        probabilities: ``(tiles, K)``.
+        evidence: Predicted evidence in each tile, ``(tiles,)``, 0 to 1.
+        aggregation: One of ``AGGREGATIONS``.
+        exclusive: Exactly one class is true, so that the result has to sum to one.
+    """
+    if len(probabilities) == 0:
+        raise RuntimeError("No tile was predicted, so there is no class.")
+    if aggregation in ("evidence", "mean"):
+        weights = evidence if aggregation == "evidence" and evidence.max() > NO_EVIDENCE else np.ones(len(probabilities))
+        return (weights[:, None] * probabilities).sum(axis=0) / weights.sum()
+    highest = np.sort(probabilities, axis=0)[::-1][: 1 if aggregation == "max" else TOP_TILES].mean(axis=0)
+    return highest / highest.sum() if exclusive else highest
+
+
+def mean_of_folds(folds: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Every fold's vote counts the same."""
+    return {name: np.mean([fold[name] for fold in folds], axis=0) for name in folds[0]}
+
+
+def task_prediction(task: ClassificationTask, probabilities: np.ndarray) -> TaskPrediction:
+    """The readable form of one task's probabilities."""
+    return TaskPrediction(
+        label=task.format_target(predicted_target(task, probabilities)),
+        probabilities={name: float(p) for name, p in zip(task.classes, probabilities, strict=True)},
+    )

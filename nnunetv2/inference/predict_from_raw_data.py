@@ -1,0 +1,1038 @@
+"""``nnUNetPredictor``: from images to segmentations and classes with a trained model.
+
+The steps are modules of their own: ``data_iterators`` reads and preprocesses ahead, ``sliding_window_prediction`` places the tiles and
+adds them up, ``case_classification`` joins the tiles' class votes, ``export_prediction`` brings everything back to the image.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from acvl_utils.cropping_and_padding.padding import pad_nd_image
+from torch import nn
+from tqdm import tqdm
+
+from nnunetv2.configuration import default_num_processes
+from nnunetv2.inference.case_classification import AGGREGATIONS, CaseClassification, TaskPrediction, mean_of_folds, task_prediction
+from nnunetv2.inference.classification_table import (
+    CLASSIFICATION_FILE,
+    join_parts,
+    part_file,
+    read_classification_csv,
+    write_classification_csv,
+)
+from nnunetv2.inference.data_iterators import (
+    InputCase,
+    PreprocessingSettings,
+    cases_from_arrays,
+    cases_from_files,
+    preprocess_input_case,
+    preprocessed_cases,
+    worthwhile_processes,
+)
+from nnunetv2.inference.export_prediction import (
+    convert_predicted_logits_to_segmentation_with_correct_shape,
+    export_prediction_from_logits,
+)
+from nnunetv2.inference.prediction_files import (
+    check_different_folders,
+    check_outputs,
+    check_part,
+    find_input_cases,
+    is_complete,
+    output_files_for,
+)
+from nnunetv2.inference.sliding_window_prediction import (
+    GAUSSIAN_PEAK,
+    TileAccumulator,
+    compute_gaussian,
+    half_accumulation_requested,
+    mirror_combinations,
+    tile_slicers,
+)
+from nnunetv2.inference.trained_model import load_trained_model
+from nnunetv2.network_architecture.classification_heads import classification_entry as describe_heads
+from nnunetv2.network_architecture.joint_network import JointNetwork, JointOutput, as_joint_output
+from nnunetv2.network_architecture.predicted_evidence import PredictedEvidence
+from nnunetv2.scheduling import CaseErrors, CaseFailure
+from nnunetv2.utilities.file_io import save_json
+from nnunetv2.utilities.helpers import empty_cache
+from nnunetv2.utilities.label_handling.classification_labels import ClassificationTask
+
+if TYPE_CHECKING:
+    from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
+HEADS = ("joint",)
+SECONDS_BETWEEN_TABLES = 10  # classification.csv is written at most this often while cases are predicted
+# Arrays that together take less than this (float32 of a 128 x 256 x 256 volume) are preprocessed faster than a worker process starts.
+SMALL_ARRAYS_BYTES = 32 * 1024**2
+TRUE_VALUES = ("true", "1", "t")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CasePrediction:
+    """What is known about one case."""
+
+    segmentation: np.ndarray  # (X, Y, Z) in the axis order of the reader
+    probabilities: np.ndarray | None  # (heads, X, Y, Z) float32; None if not asked for
+    classification: dict[str, TaskPrediction]  # by task; empty for a model without heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationOptions:
+    """How classes are predicted."""
+
+    aggregation: str = "evidence"  # how tiles vote: one of AGGREGATIONS
+    heads: str = "joint"  # which heads of the checkpoint: one of HEADS
+    only: bool = False  # no segmentations: the decoder is not run
+
+    def __post_init__(self) -> None:
+        for value, allowed in ((self.aggregation, AGGREGATIONS), (self.heads, HEADS)):
+            if value not in allowed:
+                raise ValueError(f"{value!r} is not possible. Choose one of {', '.join(allowed)}.")
+
+
+@dataclass(kw_only=True)
+class ClassificationTable:
+    """Rows of ``classification.csv`` while they come in; written now and then, so that a crash costs little."""
+
+    file: Path
+    tasks: Mapping[str, ClassificationTask]
+    rows: dict[str, Mapping[str, np.ndarray] | str] = field(default_factory=dict)
+    _written: float = field(default_factory=time.monotonic)
+
+    def add(self, identifier: str, row: Mapping[str, np.ndarray] | str) -> None:
+        """Add a case: its probabilities by task, or the text of its error."""
+        self.rows[identifier] = row
+        if time.monotonic() - self._written > SECONDS_BETWEEN_TABLES:
+            self.write()
+
+    def write(self) -> None:
+        """Write all rows so far."""
+        write_classification_csv(self.file, self.tasks, self.rows)
+        self._written = time.monotonic()
+
+
+class nnUNetPredictor:
+    """Predicts images with a trained model.
+
+    Args:
+        tile_step_size: Distance of neighbouring tiles as a fraction of the tile, in (0, 1].
+        use_gaussian: Weight the centre of a tile more than its rim.
+        use_mirroring: Average over mirrored copies, as far as the training allows.
+        perform_everything_on_device: Add up the tiles on the device too; falls back to the CPU if memory does not suffice.
+        device: Where the network runs.
+        verbose: Say more while working.
+        verbose_preprocessing: The same for preprocessing.
+        allow_tqdm: Draw progress bars.
+    """
+
+    def __init__(
+        self,
+        tile_step_size: float = 0.5,
+        use_gaussian: bool = True,
+        use_mirroring: bool = True,
+        perform_everything_on_device: bool = True,
+        device: torch.device = torch.device("cuda"),
+        verbose: bool = False,
+        verbose_preprocessing: bool = False,
+        allow_tqdm: bool = True,
+    ) -> None:
+        if not 0 < tile_step_size <= 1:
+            raise ValueError(f"The step size must be larger than 0 and at most 1, found {tile_step_size}.")
+        self.tile_step_size = tile_step_size
+        self.use_gaussian = use_gaussian
+        self.use_mirroring = use_mirroring
+        self.device = torch.device(device)
+        self.verbose = verbose
+        self.verbose_preprocessing = verbose_preprocessing
+        self.allow_tqdm = allow_tqdm
+        if self.device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # tiles all have the same size
+        # Elsewhere the results lie in the CPU's memory in any case.
+        self.perform_everything_on_device = perform_everything_on_device and self.device.type == "cuda"
+
+        self.plans_manager: PlansManager | None = None
+        self.configuration_manager: ConfigurationManager | None = None
+        self.list_of_parameters: list[dict] | None = None
+        self.network: nn.Module | None = None
+        self.dataset_json: dict | None = None
+        self.trainer_name: str | None = None
+        self.allowed_mirroring_axes: tuple[int, ...] | None = None
+        self.label_manager = None
+        self.classification_entry: dict[str, Any] | None = None
+        self.classification_tasks: dict[str, ClassificationTask] = {}
+        self._loaded_parameters: dict | None = None
+
+    # --- the model ---------------------------------------------------------------------------------------------------------------
+
+    def initialize_from_trained_model_folder(
+        self,
+        model_training_output_dir: str,
+        use_folds: Sequence[int | str] | int | str | None,
+        checkpoint_name: str = "checkpoint_final.pth",
+    ) -> None:
+        """Load a model, ready to predict.
+
+        Args:
+            model_training_output_dir: Folder ``TRAINER__PLANS__CONFIGURATION`` with ``dataset.json``, ``plans.json`` and ``fold_*``.
+            use_folds: Folds to average; None: all numbered ones that have the checkpoint.
+            checkpoint_name: File in each fold's folder.
+
+        Raises:
+            FileNotFoundError, CheckpointError, ValueError: See :func:`load_trained_model`.
+        """
+        if use_folds is None:
+            use_folds = self.auto_detect_available_folds(model_training_output_dir, checkpoint_name)
+        elif isinstance(use_folds, (int, str)):
+            use_folds = [use_folds]
+        model = load_trained_model(model_training_output_dir, use_folds, checkpoint_name)
+        self.manual_initialization(
+            model.network,
+            model.plans_manager,
+            model.configuration_manager,
+            model.parameters,
+            model.dataset_json,
+            model.trainer_name,
+            model.mirroring_axes,
+            classification_entry=model.classification_entry,
+        )
+
+    def manual_initialization(
+        self,
+        network: nn.Module,
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        parameters: list[dict] | None,
+        dataset_json: dict,
+        trainer_name: str,
+        inference_allowed_mirroring_axes: tuple[int, ...] | None,
+        *,
+        classification_entry: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Use a network that exists already, for example in its training.
+
+        Args:
+            network: With deep supervision off, or on: then the finest output counts. A ``JointNetwork`` for classes.
+            plans_manager: The plans.
+            configuration_manager: The configuration of the network.
+            parameters: State dict of every fold; None: the network as it is.
+            dataset_json: Labels, channels and file ending.
+            trainer_name: For messages.
+            inference_allowed_mirroring_axes: Axes that may be mirrored; None: none.
+            classification_entry: The checkpoint's entry ``classification``, which says what the network's heads predict; None: as the
+                heads describe themselves.
+        """
+        self.plans_manager = plans_manager
+        self.configuration_manager = configuration_manager
+        self.list_of_parameters = parameters
+        self.network = network
+        self.dataset_json = dataset_json
+        self.trainer_name = trainer_name
+        self.allowed_mirroring_axes = inference_allowed_mirroring_axes
+        self.label_manager = plans_manager.get_label_manager(dataset_json)
+        joint = self._joint_network()
+        if not classification_entry and joint is not None:
+            classification_entry = describe_heads(joint.heads)
+        self.classification_entry = dict(classification_entry) if classification_entry else None
+        tasks = (self.classification_entry or {}).get("tasks", {})
+        self.classification_tasks = {name: ClassificationTask.from_dict(name, values) for name, values in tasks.items()}
+        self._loaded_parameters = None
+        wanted = os.environ.get("nnUNet_compile", "").lower() in TRUE_VALUES
+        if wanted and not isinstance(network, torch._dynamo.OptimizedModule):
+            self.network = torch.compile(network)
+
+    @staticmethod
+    def auto_detect_available_folds(model_training_output_dir: str, checkpoint_name: str) -> list[int]:
+        """Numbered folds that have the checkpoint; ``fold_all`` does not count."""
+        files = Path(model_training_output_dir).glob(f"fold_*/{checkpoint_name}")
+        folds = sorted(int(number) for number in (file.parent.name.removeprefix("fold_") for file in files) if number.isdigit())
+        if not folds:
+            raise FileNotFoundError(f"No numbered fold in {model_training_output_dir} has a file {checkpoint_name}.")
+        print(f"Found these folds: {folds}")
+        return folds
+
+    def check_classification_possible(self, options: ClassificationOptions) -> None:
+        """Raise ValueError if the model cannot predict classes in this way; call it before anything is predicted."""
+        joint = self._joint_network()
+        if not self.classification_tasks or joint is None:
+            raise ValueError(
+                f"This model ({self.trainer_name}) has no classification heads, so it predicts no classes. "
+                "Leave --save_cls out, or train with nnUNetTrainerMultitask on a dataset with a `classification` entry."
+            )
+        if not options.only:
+            return
+        needing = [name for name, head in joint.heads.items() if getattr(head, "needs_segmentation", False)]
+        if needing:
+            raise ValueError(
+                f"The heads of {', '.join(needing)} look at the predicted segmentation, so they cannot be used alone. "
+                "Predict both: leave --cls_only out."
+            )
+
+    def _joint_network(self) -> JointNetwork | None:
+        """The network with heads, without what compilation and DDP wrap around it; None for segmentation alone."""
+        network = self.network
+        for attribute in ("_orig_mod", "module"):
+            if not isinstance(network, JointNetwork):
+                network = getattr(network, attribute, network)
+        return network if isinstance(network, JointNetwork) else None
+
+    # --- inputs and outputs --------------------------------------------------------------------------------------------------------
+
+    def _manage_input_and_output_lists(
+        self,
+        list_of_lists_or_source_folder: str | list[list[str]],
+        output_folder_or_list_of_truncated_output_files: None | str | list[str],
+        folder_with_segs_from_prev_stage: str | None = None,
+        overwrite: bool = True,
+        part_id: int = 0,
+        num_parts: int = 1,
+        save_probabilities: bool = False,
+    ) -> tuple[list[list[str]], list[str] | None, list[str] | None]:
+        """The cases of this part that are still to be predicted: image files, output files and previous stages."""
+        list_of_lists, outputs = self._cases_of_part(
+            list_of_lists_or_source_folder, output_folder_or_list_of_truncated_output_files, part_id, num_parts
+        )
+        previous = self._previous_stage_files(list_of_lists, folder_with_segs_from_prev_stage)
+        if overwrite or outputs is None:
+            return list_of_lists, outputs, previous
+        todo = [index for index, output in enumerate(outputs) if not self._is_complete(output, save_probabilities)]
+        print(f"{len(outputs) - len(todo)} of {len(outputs)} cases are complete already; {len(todo)} remain.")
+        return (
+            [list_of_lists[index] for index in todo],
+            [outputs[index] for index in todo],
+            None if previous is None else [previous[index] for index in todo],
+        )
+
+    def _cases_of_part(
+        self, source: str | Sequence[Sequence[str]], output: None | str | Sequence[str], part_id: int, num_parts: int
+    ) -> tuple[list[list[str]], list[str] | None]:
+        """Image files and output files of every ``num_parts``-th case, checked as a whole."""
+        check_part(part_id, num_parts)
+        file_ending = self.dataset_json["file_ending"]
+        if isinstance(source, (str, os.PathLike)):
+            if isinstance(output, (str, os.PathLike)):
+                check_different_folders(source, output)
+            list_of_lists = find_input_cases(os.fspath(source), file_ending)
+        else:
+            list_of_lists = [list(files) for files in source]
+        if isinstance(output, (str, os.PathLike)):
+            outputs = output_files_for(list_of_lists, os.fspath(output), file_ending)
+        else:
+            outputs = None if output is None else list(output)
+        check_outputs(list_of_lists, outputs, file_ending)
+        return list_of_lists[part_id::num_parts], None if outputs is None else outputs[part_id::num_parts]
+
+    def _previous_stage_files(self, list_of_lists: Sequence[Sequence[str]], folder: str | None) -> list[str] | None:
+        """Segmentation of the previous stage of every case."""
+        if folder is None:
+            return None
+        ending = self.dataset_json["file_ending"]
+        files = [name + ending for name in output_files_for(list_of_lists, folder, ending)]
+        missing = [file for file in files if not os.path.isfile(file)]
+        if missing:
+            raise FileNotFoundError(f"{len(missing)} segmentations of the previous stage are missing, for example {missing[0]}.")
+        return files
+
+    def _is_complete(self, output_file_truncated: str | None, save_probabilities: bool) -> bool:
+        """Whether an earlier run finished a case."""
+        if output_file_truncated is None:
+            return False
+        reader = self.plans_manager.image_reader_writer_class()
+        return is_complete(output_file_truncated, self.dataset_json["file_ending"], reader, save_probabilities)
+
+    # --- prediction of many cases --------------------------------------------------------------------------------------------------
+
+    def predict_from_files(
+        self,
+        list_of_lists_or_source_folder: str | list[list[str]],
+        output_folder_or_list_of_truncated_output_files: str | None | list[str],
+        save_probabilities: bool = False,
+        overwrite: bool = True,
+        num_processes_preprocessing: int = default_num_processes,
+        num_processes_segmentation_export: int = default_num_processes,
+        folder_with_segs_from_prev_stage: str | None = None,
+        num_parts: int = 1,
+        part_id: int = 0,
+        *,
+        save_classification: bool | str | os.PathLike = False,
+        classification_options: ClassificationOptions | None = None,
+    ) -> list | None:
+        """Predict the images of a folder, or lists of image files.
+
+        Args:
+            list_of_lists_or_source_folder: Folder of images ``CASE_CCCC.ending``, or for every case the list of its channels.
+            output_folder_or_list_of_truncated_output_files: Folder (created), output files without ending, or None to return results.
+            save_probabilities: Also write, or return, probabilities.
+            overwrite: Predict again what is complete already.
+            num_processes_preprocessing: Processes that prepare cases ahead, where that is worth it; 0: none.
+            num_processes_segmentation_export: Threads that write results beside the network; 0: none.
+            folder_with_segs_from_prev_stage: For cascades.
+            num_parts: Over how many processes or machines the cases are spread.
+            part_id: Which of them this is, from 0.
+            save_classification: Write ``classification.csv`` into the output folder, or into this file.
+            classification_options: How classes are predicted; needs ``save_classification``.
+
+        Returns:
+            Without an output, by case the segmentation, or a tuple with its probabilities; else a None for every case. Only None if
+            no case is left.
+
+        Raises:
+            CaseErrors: After all others are finished, if some cases failed.
+        """
+        options = self._classification_options(save_classification, classification_options)
+        output = output_folder_or_list_of_truncated_output_files
+        list_of_lists, outputs = self._cases_of_part(list_of_lists_or_source_folder, output, part_id, num_parts)
+        folder = self._prepare_output_folder(output)
+        if folder is not None:
+            arguments = {
+                "list_of_lists_or_source_folder": list_of_lists_or_source_folder,
+                "output_folder_or_list_of_truncated_output_files": output,
+                "save_probabilities": save_probabilities,
+                "overwrite": overwrite,
+                "num_processes_preprocessing": num_processes_preprocessing,
+                "num_processes_segmentation_export": num_processes_segmentation_export,
+                "folder_with_segs_from_prev_stage": folder_with_segs_from_prev_stage,
+                "num_parts": num_parts,
+                "part_id": part_id,
+            }
+            save_json(arguments, folder / "predict_from_raw_data_args.json", sort_keys=True)
+            save_json(self.dataset_json, folder / "dataset.json")
+            save_json(self.plans_manager.plans, folder / "plans.json")
+
+        table = None
+        table_file = None
+        if options is not None:
+            table_file = self._table_file(save_classification, folder)
+            table = ClassificationTable(
+                file=table_file if num_parts == 1 else part_file(table_file, part_id), tasks=self.classification_tasks
+            )
+        identifiers = [case.identifier for case in cases_from_files(list_of_lists, None, outputs, self.dataset_json["file_ending"])]
+        if table is not None and len(set(identifiers)) < len(identifiers):
+            raise ValueError("Several cases have the same identifier, so they cannot share one table of classes. Rename their files.")
+        todo = list(range(len(list_of_lists)))
+        if not overwrite:
+            todo = self._cases_not_complete(identifiers, outputs, save_probabilities, table, table_file, options)
+        elif table is not None:
+            table.file.unlink(missing_ok=True)  # rows of an earlier run must not pass for this one's
+
+        results: list | None = None
+        try:
+            if todo:
+                previous = self._previous_stage_files(list_of_lists, folder_with_segs_from_prev_stage)
+                iterator = self._internal_get_data_iterator_from_lists_of_filenames(
+                    [list_of_lists[index] for index in todo],
+                    None if previous is None else [previous[index] for index in todo],
+                    None if outputs is None else [outputs[index] for index in todo],
+                    num_processes_preprocessing,
+                )
+                results = self._predict_items(
+                    iterator, len(todo), save_probabilities, num_processes_segmentation_export, options=options, table=table
+                )
+        finally:
+            if table is not None:
+                table.write()
+                if num_parts > 1:
+                    join_parts(table_file, self.classification_tasks, num_parts)
+        return results
+
+    def _classification_options(
+        self, save_classification: bool | str | os.PathLike, options: ClassificationOptions | None
+    ) -> ClassificationOptions | None:
+        """The options if classes are wanted; checked against the model."""
+        if save_classification is False:
+            if options is not None and options.only:
+                raise ValueError("Classes alone are asked for, but nowhere to write them to: give save_classification too.")
+            return None
+        options = options or ClassificationOptions()
+        self.check_classification_possible(options)
+        return options
+
+    @staticmethod
+    def _table_file(save_classification: bool | str | os.PathLike, folder: Path | None) -> Path:
+        """Where ``classification.csv`` goes."""
+        if isinstance(save_classification, (str, os.PathLike)):
+            file = Path(save_classification)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            return file
+        if folder is None:
+            raise ValueError("Give save_classification a file name, because there is no output folder for classification.csv.")
+        return folder / CLASSIFICATION_FILE
+
+    @staticmethod
+    def _prepare_output_folder(output: None | str | os.PathLike | Sequence[str]) -> Path | None:
+        """Create the output folder, or those of the listed output files; returns the folder if there is one for all."""
+        if output is None:
+            return None
+        if isinstance(output, (str, os.PathLike)):
+            Path(output).mkdir(parents=True, exist_ok=True)
+            return Path(output)
+        for parent in {Path(file).parent for file in output}:
+            parent.mkdir(parents=True, exist_ok=True)
+        return None
+
+    def _cases_not_complete(
+        self,
+        identifiers: Sequence[str],
+        outputs: Sequence[str] | None,
+        save_probabilities: bool,
+        table: ClassificationTable | None,
+        table_file: Path | None,
+        options: ClassificationOptions | None,
+    ) -> list[int]:
+        """Indices of cases whose files or row in the table are missing; keeps the rows that are there."""
+        rows: dict[str, Mapping[str, np.ndarray]] = {}
+        if table is not None:
+            for file in {table_file, table.file}:
+                if file.is_file():
+                    rows.update(read_classification_csv(file, table.tasks))
+            # The table of all parts may be there already: only the rows of this part's cases go on.
+            table.rows.update({name: rows[name] for name in identifiers if name in rows})
+        only_classes = options is not None and options.only
+        todo = []
+        for index, identifier in enumerate(identifiers):
+            files_complete = only_classes or (outputs is not None and self._is_complete(outputs[index], save_probabilities))
+            if not files_complete or (table is not None and identifier not in table.rows):
+                todo.append(index)
+        print(f"{len(identifiers) - len(todo)} of {len(identifiers)} cases are complete already; {len(todo)} remain.")
+        return todo
+
+    def _internal_get_data_iterator_from_lists_of_filenames(
+        self,
+        input_list_of_lists: list[list[str]],
+        seg_from_prev_stage_files: list[str] | None,
+        output_filenames_truncated: list[str] | None,
+        num_processes: int,
+    ) -> Iterator[dict[str, Any]]:
+        """Preprocessed cases in order; in this process where that is faster than starting others."""
+        cases = cases_from_files(
+            input_list_of_lists, seg_from_prev_stage_files, output_filenames_truncated, self.dataset_json["file_ending"]
+        )
+        return preprocessed_cases(
+            cases,
+            self._preprocessing_settings(),
+            worthwhile_processes(input_list_of_lists, num_processes),
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def get_data_iterator_from_raw_npy_data(
+        self,
+        image_or_list_of_images: np.ndarray | list[np.ndarray],
+        segs_from_prev_stage_or_list_of_segs_from_prev_stage: None | np.ndarray | list[np.ndarray],
+        properties_or_list_of_properties: dict | list[dict],
+        truncated_ofname: str | list[str] | None,
+        num_processes: int = 3,
+    ) -> Iterator[dict[str, Any]]:
+        """Preprocessed cases of arrays ``(C, X, Y, Z)``, in order."""
+        images = [image_or_list_of_images] if isinstance(image_or_list_of_images, np.ndarray) else list(image_or_list_of_images)
+        previous = segs_from_prev_stage_or_list_of_segs_from_prev_stage
+        previous = [previous] if isinstance(previous, np.ndarray) else previous
+        properties = properties_or_list_of_properties
+        properties = [properties] * len(images) if isinstance(properties, Mapping) else list(properties)
+        outputs = [truncated_ofname] if isinstance(truncated_ofname, str) else truncated_ofname
+        for name, values in (("segmentations of the previous stage", previous), ("properties", properties), ("output files", outputs)):
+            if values is not None and len(values) != len(images):
+                raise ValueError(f"There are {len(images)} images but {len(values)} {name}; give one for each image.")
+        cases = cases_from_arrays(images, previous, properties, outputs)
+        processes = num_processes if sum(image.nbytes for image in images) > SMALL_ARRAYS_BYTES else 0
+        return preprocessed_cases(cases, self._preprocessing_settings(), processes, pin_memory=self.device.type == "cuda")
+
+    def _preprocessing_settings(self) -> PreprocessingSettings:
+        return PreprocessingSettings(
+            plans_manager=self.plans_manager,
+            configuration_manager=self.configuration_manager,
+            dataset_json=self.dataset_json,
+            verbose=self.verbose_preprocessing,
+        )
+
+    def predict_from_list_of_npy_arrays(
+        self,
+        image_or_list_of_images: np.ndarray | list[np.ndarray],
+        segs_from_prev_stage_or_list_of_segs_from_prev_stage: None | np.ndarray | list[np.ndarray],
+        properties_or_list_of_properties: dict | list[dict],
+        truncated_ofname: str | list[str] | None,
+        num_processes: int = 3,
+        save_probabilities: bool = False,
+        num_processes_segmentation_export: int = default_num_processes,
+    ) -> list:
+        """Predict arrays ``(C, X, Y, Z)``; results as in :meth:`predict_from_files`."""
+        iterator = self.get_data_iterator_from_raw_npy_data(
+            image_or_list_of_images,
+            segs_from_prev_stage_or_list_of_segs_from_prev_stage,
+            properties_or_list_of_properties,
+            truncated_ofname,
+            num_processes,
+        )
+        return self.predict_from_data_iterator(iterator, save_probabilities, num_processes_segmentation_export)
+
+    def predict_from_data_iterator(
+        self,
+        data_iterator: Iterable[dict[str, Any]],
+        save_probabilities: bool = False,
+        num_processes_segmentation_export: int = default_num_processes,
+    ) -> list:
+        """Predict preprocessed cases.
+
+        Args:
+            data_iterator: Yields ``data`` (tensor, or an ``.npy`` file that is deleted after reading), ``data_properties`` and
+                ``ofile`` (output file without ending; None: return the result).
+            save_probabilities: Also write, or return, probabilities.
+            num_processes_segmentation_export: Threads that write results beside the network; 0: none.
+
+        Returns:
+            By case the segmentation (or a tuple with probabilities), or None where it was written to files.
+
+        Raises:
+            CaseErrors: After all others are finished, if some cases failed. Its ``results`` are those of all cases, None for failed ones.
+        """
+        return self._predict_items(data_iterator, None, save_probabilities, num_processes_segmentation_export)
+
+    def predict_from_files_sequential(
+        self,
+        list_of_lists_or_source_folder: str | list[list[str]],
+        output_folder_or_list_of_truncated_output_files: str | None | list[str],
+        save_probabilities: bool = False,
+        overwrite: bool = True,
+        folder_with_segs_from_prev_stage: str | None = None,
+        *,
+        num_parts: int = 1,
+        part_id: int = 0,
+        save_classification: bool | str | os.PathLike = False,
+        classification_options: ClassificationOptions | None = None,
+    ) -> list | None:
+        """Like :meth:`predict_from_files`, in this process and one step after the other.
+
+        Returns:
+            Without an output, the results by case; else an empty list. None if no case is left.
+        """
+        results = self.predict_from_files(
+            list_of_lists_or_source_folder,
+            output_folder_or_list_of_truncated_output_files,
+            save_probabilities,
+            overwrite,
+            0,
+            0,
+            folder_with_segs_from_prev_stage,
+            num_parts,
+            part_id,
+            save_classification=save_classification,
+            classification_options=classification_options,
+        )
+        return [] if results is not None and output_folder_or_list_of_truncated_output_files is not None else results
+
+    def _predict_items(
+        self,
+        items: Iterable[dict[str, Any]],
+        number_of_cases: int | None,
+        save_probabilities: bool,
+        num_export: int,
+        *,
+        options: ClassificationOptions | None = None,
+        table: ClassificationTable | None = None,
+    ) -> list:
+        """Predict preprocessed cases, and export them in threads while the network works on the next.
+
+        Threads, not processes: reading, resampling and writing release Python's lock, and the logits need not be copied.
+        """
+        outcomes: list[Any] = []
+        pending: dict[Future, int] = {}
+
+        def settle(index: int, outcome: Any) -> None:
+            outcomes[index] = outcome
+            if isinstance(outcome, CaseFailure):
+                print(f"ERROR: case {outcome}", flush=True)
+                if table is not None:
+                    table.add(outcome.identifier, f"{type(outcome.error).__name__}: {outcome.error}")
+
+        executor = ThreadPoolExecutor(max(num_export, 1), thread_name_prefix="export")
+        with executor:
+            try:
+                for index, item in enumerate(tqdm(items, total=number_of_cases, desc="cases", disable=not self._shows_cases(number_of_cases))):
+                    outcomes.append(None)
+                    identifier = _identifier_of(item, index)
+                    try:
+                        if "failure" in item:
+                            settle(index, item["failure"])
+                            continue
+                        logits, classes = self._predict_item(item, options)
+                        if table is not None:
+                            table.add(identifier, classes)
+                        if logits is None:
+                            continue
+                        # A slot first: as many cases as there are threads may wait with their logits in memory, not more.
+                        while len(pending) >= max(num_export, 1):
+                            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                                settle(pending.pop(future), future.result())
+                        job = (logits, item["data_properties"], item["ofile"], save_probabilities, classes, identifier)
+                        if num_export > 0:
+                            pending[executor.submit(self._export_or_failure, *job)] = index
+                        else:
+                            settle(index, self._export_or_failure(*job))
+                        del logits, job
+                    except Exception as error:
+                        settle(index, CaseFailure(identifier, error, traceback.format_exc()))
+                    del item
+                for future, index in list(pending.items()):
+                    settle(index, future.result())
+            finally:
+                if hasattr(items, "close"):
+                    items.close()  # ends the workers, also after an interrupt
+                empty_cache(self.device)
+        compute_gaussian.cache_clear()
+        failures = [outcome for outcome in outcomes if isinstance(outcome, CaseFailure)]
+        if failures:
+            error = CaseErrors(failures, len(outcomes), "prediction")
+            error.results = [None if isinstance(outcome, CaseFailure) else outcome for outcome in outcomes]
+            raise error from failures[0].error
+        return outcomes
+
+    def _shows_cases(self, number_of_cases: int | None) -> bool:
+        """Whether a progress bar over cases helps."""
+        return self.allow_tqdm and number_of_cases is not None and number_of_cases > 1
+
+    def _predict_item(
+        self, item: dict[str, Any], options: ClassificationOptions | None
+    ) -> tuple[torch.Tensor | None, dict[str, np.ndarray]]:
+        """Logits and class probabilities of one preprocessed case."""
+        data = item["data"]
+        if isinstance(data, (str, os.PathLike)):
+            file, data = data, torch.from_numpy(np.load(data, allow_pickle=False))
+            os.remove(file)
+        if self.verbose:
+            print(f"\nPredicting {_identifier_of(item, 0)}, shape {tuple(data.shape)}")
+        if options is None:
+            return self.predict_logits_from_preprocessed_data(data).cpu(), {}
+        return self.predict_logits_and_classes_from_preprocessed_data(data, options)
+
+    def _export_or_failure(
+        self,
+        logits: torch.Tensor,
+        properties: dict,
+        output_file: str | None,
+        save_probabilities: bool,
+        classes: Mapping[str, np.ndarray],
+        identifier: str,
+    ) -> Any:
+        """Write a case, or return its result; errors are returned as well."""
+        try:
+            if output_file is None:
+                return convert_predicted_logits_to_segmentation_with_correct_shape(
+                    logits, self.plans_manager, self.configuration_manager, self.label_manager, properties, save_probabilities
+                )
+            export_prediction_from_logits(
+                logits,
+                properties,
+                self.configuration_manager,
+                self.plans_manager,
+                self.dataset_json,
+                output_file,
+                save_probabilities,
+                classification=classes,
+            )
+            return None
+        except Exception as error:
+            return CaseFailure(identifier, error, traceback.format_exc())
+
+    # --- prediction of one case ----------------------------------------------------------------------------------------------------
+
+    def predict_single_npy_array(
+        self,
+        input_image: np.ndarray,
+        image_properties: dict,
+        segmentation_previous_stage: np.ndarray | None = None,
+        output_file_truncated: str | None = None,
+        save_or_return_probabilities: bool = False,
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray] | None:
+        """Predict one array ``(C, X, Y, Z)`` in this process.
+
+        Args:
+            input_image: In the axis order of the model's reader.
+            image_properties: At least ``spacing``, three numbers in the order of the axes; all of the reader's for writing files.
+            segmentation_previous_stage: For cascades.
+            output_file_truncated: Write to this file (without ending) instead of returning.
+            save_or_return_probabilities: Probabilities too.
+        """
+        data, properties = self._preprocess_array(input_image, image_properties, segmentation_previous_stage)
+        logits = self.predict_logits_from_preprocessed_data(data).cpu()
+        if output_file_truncated is None:
+            return convert_predicted_logits_to_segmentation_with_correct_shape(
+                logits, self.plans_manager, self.configuration_manager, self.label_manager, properties, save_or_return_probabilities
+            )
+        export_prediction_from_logits(
+            logits,
+            properties,
+            self.configuration_manager,
+            self.plans_manager,
+            self.dataset_json,
+            output_file_truncated,
+            save_or_return_probabilities,
+        )
+        return None
+
+    def predict_case(
+        self,
+        image: np.ndarray,
+        properties: dict,
+        *,
+        return_probabilities: bool = True,
+        classification_options: ClassificationOptions | None = None,
+    ) -> CasePrediction:
+        """Segmentation and classes of one array ``(C, X, Y, Z)``.
+
+        Args:
+            image: In the axis order of the model's reader, as its ``read_images`` returns it.
+            properties: Of the image, at least ``spacing``.
+            return_probabilities: Also return the probabilities of the segmentation; they take the most memory.
+            classification_options: How tiles vote; ``only`` has no effect here.
+        """
+        data, case_properties = self._preprocess_array(image, properties, None)
+        if self.classification_tasks:
+            aggregation = (classification_options or ClassificationOptions()).aggregation
+            logits, classes = self.predict_logits_and_classes_from_preprocessed_data(data, ClassificationOptions(aggregation=aggregation))
+        else:
+            logits, classes = self.predict_logits_from_preprocessed_data(data).cpu(), {}
+        result = convert_predicted_logits_to_segmentation_with_correct_shape(
+            logits, self.plans_manager, self.configuration_manager, self.label_manager, case_properties, return_probabilities
+        )
+        segmentation, probabilities = result if return_probabilities else (result, None)
+        classification = {name: task_prediction(self.classification_tasks[name], values) for name, values in classes.items()}
+        return CasePrediction(segmentation=segmentation, probabilities=probabilities, classification=classification)
+
+    def _preprocess_array(self, image: np.ndarray, properties: dict, previous: np.ndarray | None) -> tuple[torch.Tensor, dict]:
+        case = InputCase(identifier="image", image=np.asarray(image), properties=properties, previous_segmentation=previous)
+        data, case_properties = preprocess_input_case(case, self._preprocessing_settings())
+        return torch.from_numpy(data), case_properties
+
+    @torch.inference_mode()
+    def predict_logits_from_preprocessed_data(self, data: torch.Tensor) -> torch.Tensor:
+        """Logits ``(heads, X, Y, Z)`` of a preprocessed case, averaged over the folds, on the CPU."""
+        total = None
+        for _ in self._each_fold():
+            logits = self.predict_sliding_window_return_logits(data).to("cpu")
+            total = logits if total is None else total.add_(logits)
+        return self._mean_over_folds(total)
+
+    @torch.inference_mode()
+    def predict_logits_and_classes_from_preprocessed_data(
+        self, data: torch.Tensor, options: ClassificationOptions | None = None
+    ) -> tuple[torch.Tensor | None, dict[str, np.ndarray]]:
+        """Logits of a preprocessed case and class probabilities ``(K,)`` by task, averaged over the folds.
+
+        One pass of the encoder per tile gives both.
+
+        Args:
+            data: ``(C, X, Y, Z)``.
+            options: With ``only`` the decoder is not run and the logits are None.
+
+        Raises:
+            ValueError: If the model has no heads, or they need the segmentation.
+        """
+        options = options or ClassificationOptions()
+        self.check_classification_possible(options)
+        labels = self.dataset_json["labels"]
+        evidence = {
+            name: PredictedEvidence.from_labels(task.evidence, labels) for name, task in self.classification_tasks.items() if task.evidence
+        }
+        aggregation = "mean" if options.only and options.aggregation == "evidence" else options.aggregation
+        total, folds = None, []
+        for _ in self._each_fold():
+            votes = CaseClassification(self.classification_tasks, evidence, aggregation)
+            logits = self._predict_sliding_window(data, votes, with_segmentation=not options.only)
+            if logits is not None:
+                logits = logits.to("cpu")
+                total = logits if total is None else total.add_(logits)
+            folds.append(votes.probabilities())
+        return None if total is None else self._mean_over_folds(total), mean_of_folds(folds)
+
+    def _each_fold(self) -> Iterator[None]:
+        """Have the network hold the weights of each fold in turn."""
+        for parameters in self.list_of_parameters or [None]:
+            # With one fold the weights stay where they are from case to case.
+            if parameters is not None and self._loaded_parameters is not parameters:
+                network = getattr(self.network, "_orig_mod", self.network)
+                with torch.inference_mode(False):
+                    network.load_state_dict(parameters)
+                self._loaded_parameters = parameters
+            yield
+
+    def _mean_over_folds(self, total: torch.Tensor) -> torch.Tensor:
+        count = len(self.list_of_parameters or [None])
+        return total.div_(count) if count > 1 else total
+
+    # --- the sliding window ----------------------------------------------------------------------------------------------------------
+
+    def predict_sliding_window_return_logits(self, input_image: torch.Tensor) -> torch.Tensor:
+        """Logits ``(heads, X, Y, Z)`` of a preprocessed image ``(C, X, Y, Z)`` with the network's present weights."""
+        logits = self._predict_sliding_window(input_image, None)
+        assert logits is not None
+        return logits
+
+    @torch.inference_mode()
+    def _predict_sliding_window(
+        self, image: torch.Tensor, classification: CaseClassification | None, with_segmentation: bool = True
+    ) -> torch.Tensor | None:
+        """Logits of the image; class votes of its tiles go into ``classification``."""
+        if image.ndim != 4:
+            raise ValueError(f"Expected a preprocessed image (C, X, Y, Z), found shape {tuple(image.shape)}.")
+        with torch.inference_mode(False):  # moved in inference mode, its weights could never be trained again
+            self.network = self.network.to(self.device)
+        self.network.eval()
+        empty_cache(self.device)
+        with torch.autocast("cuda") if self.device.type == "cuda" else nullcontext():
+            padded, inside = pad_nd_image(image, self.configuration_manager.patch_size, "constant", {"value": 0}, True)
+            slicers = self._internal_get_sliding_window_slicers(tuple(padded.shape[1:]))
+            if not with_segmentation:
+                self._classify_tiles(padded, slicers, classification)
+                return None
+            extra = () if classification is None else (classification,)
+            try:
+                logits = self._internal_predict_sliding_window_return_logits(padded, slicers, self.perform_everything_on_device, *extra)
+            except RuntimeError as error:
+                if not self.perform_everything_on_device or not _is_out_of_memory(error):
+                    raise
+                print("The device's memory does not hold the results of this image; they are collected in the CPU's memory.")
+                logits = None
+            if logits is None:  # outside the handler, which keeps the failed attempt's tensors alive
+                empty_cache(self.device)
+                if classification is not None:
+                    classification.clear()
+                logits = self._internal_predict_sliding_window_return_logits(padded, slicers, False, *extra)
+            return logits[(slice(None), *inside[1:])]
+
+    def _internal_get_sliding_window_slicers(self, image_size: tuple[int, ...]) -> list[tuple[slice | int, ...]]:
+        """Where the tiles lie in a padded image."""
+        return tile_slicers(image_size, self.configuration_manager.patch_size, self.tile_step_size)
+
+    @torch.inference_mode()
+    def _internal_predict_sliding_window_return_logits(
+        self,
+        data: torch.Tensor,
+        slicers: Sequence[tuple[slice | int, ...]],
+        do_on_device: bool = True,
+        classification: CaseClassification | None = None,
+    ) -> torch.Tensor:
+        """Predict every tile and average them where they overlap.
+
+        Args:
+            data: Padded image ``(C, X, Y, Z)``.
+            slicers: See :meth:`_internal_get_sliding_window_slicers`.
+            do_on_device: Add up on the device instead of in the CPU's memory.
+            classification: Collects the class votes of the tiles, if classes are wanted.
+
+        Raises:
+            RuntimeError: If the network predicts something that is not a finite number.
+        """
+        results_device = self.device if do_on_device else torch.device("cpu")
+        data = data.to(results_device)
+        half = half_accumulation_requested()
+        weights = self._tile_weights(torch.half if half else torch.float32, results_device)
+        accumulator = TileAccumulator(
+            self.label_manager.num_segmentation_heads, data.shape[1:], weights, half=half, device=results_device
+        )
+        for slicer in tqdm(slicers, desc="tiles", leave=False, disable=not self.allow_tqdm):
+            tile = data[slicer][None].to(self.device)
+            if classification is None:
+                logits = self._internal_maybe_mirror_and_predict(tile)[0].to(results_device)
+            else:
+                output = self._mirrored_output(tile, with_classes=True)
+                logits = output.segmentation[0].to(results_device)
+                classification.add_tile(output.classification, logits, weights)
+            accumulator.add(logits, slicer)
+        result = accumulator.result()
+        # By channel: no mask as large as the logits.
+        if not all(bool(torch.isfinite(channel).all()) for channel in result):
+            raise RuntimeError(
+                "The network predicted values that are not finite numbers. The image may hold extreme values or NaN, "
+                "the weights may be broken, or float16 may have overflowed (nnUNet_half_accumulation, or the GPU's autocast)."
+            )
+        return result
+
+    @torch.inference_mode()
+    def _classify_tiles(
+        self, data: torch.Tensor, slicers: Sequence[tuple[slice | int, ...]], classification: CaseClassification
+    ) -> None:
+        """Class votes of all tiles without the decoder."""
+        for slicer in tqdm(slicers, desc="tiles", leave=False, disable=not self.allow_tqdm):
+            tile = data[slicer][None].to(self.device)
+            copies = [tile, *(torch.flip(tile, axes) for axes in self._mirror_combinations())]
+            outputs = [self.network(copy, segmentation=False) for copy in copies]
+            classification.add_tile({name: torch.cat([output[name] for output in outputs]) for name in outputs[0]}, None, None)
+
+    def _tile_weights(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
+        """Weight of every voxel of a tile; None if all count the same."""
+        if not self.use_gaussian:
+            return None
+        return compute_gaussian(
+            tuple(self.configuration_manager.patch_size), sigma_scale=1.0 / 8, value_scaling_factor=GAUSSIAN_PEAK, dtype=dtype, device=device
+        )
+
+    def _mirror_combinations(self) -> list[tuple[int, ...]]:
+        """Sets of axes of a batch to flip, without the empty one."""
+        return mirror_combinations(self.allowed_mirroring_axes) if self.use_mirroring else []
+
+    @torch.inference_mode()
+    def _internal_maybe_mirror_and_predict(self, x: torch.Tensor) -> torch.Tensor:
+        """Segmentation logits of a tile ``(1, C, *tile)``, averaged over its mirrored copies."""
+        return self._mirrored_output(x, with_classes=False).segmentation
+
+    def _mirrored_output(self, x: torch.Tensor, with_classes: bool) -> JointOutput:
+        """Averaged segmentation logits ``(1, heads, *tile)``; class logits ``(copies, num_logits)`` of every copy."""
+        first = self._network_output(x, with_classes)
+        # Summed up in place, so it must be memory of our own: a network may hand its input through.
+        logits = first.segmentation.clone() if first.segmentation.data_ptr() == x.data_ptr() else first.segmentation
+        classes = {name: [values] for name, values in first.classification.items()}
+        combinations = self._mirror_combinations()
+        for axes in combinations:
+            mirrored = self._network_output(torch.flip(x, axes), with_classes)
+            logits += torch.flip(mirrored.segmentation, axes)
+            for name, values in mirrored.classification.items():
+                classes[name].append(values)
+        if combinations:
+            logits /= len(combinations) + 1
+        return JointOutput(logits, {name: torch.cat(values) for name, values in classes.items()})
+
+    def _network_output(self, x: torch.Tensor, with_classes: bool) -> JointOutput:
+        """One forward pass; heads only run where classes are wanted, and under deep supervision the finest output counts."""
+        if with_classes:
+            output = as_joint_output(self.network(x))
+        elif self._joint_network() is not None:
+            output = as_joint_output(self.network(x, classification=False))
+        else:
+            output = as_joint_output(self.network(x))
+        segmentation = output.segmentation
+        return JointOutput(segmentation[0] if isinstance(segmentation, (list, tuple)) else segmentation, output.classification)
+
+
+def _identifier_of(item: Mapping[str, Any], index: int) -> str:
+    """Name of a case for messages and the table."""
+    output_file = item.get("ofile")
+    return item.get("identifier") or (os.path.basename(output_file) if output_file else f"case {index}")
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device ran out of memory; other errors would only come again on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower()
+
+
+def predict_entry_point(argv: Sequence[str] | None = None) -> None:
+    """``nnUNetv2_predict``; lives in ``nnunetv2.cli.predict``."""
+    from nnunetv2.cli.predict import predict_entry
+
+    predict_entry(argv)
+
+
+def predict_entry_point_modelfolder(argv: Sequence[str] | None = None) -> None:
+    """``nnUNetv2_predict_from_modelfolder``; lives in ``nnunetv2.cli.predict``."""
+    from nnunetv2.cli.predict import predict_modelfolder_entry
+
+    predict_modelfolder_entry(argv)

@@ -1,0 +1,162 @@
+"""A trained model from its folder: checkpoints of one or several folds, checked against each other, and their network."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from nnunetv2.inference.prediction_files import existing_checkpoints
+from nnunetv2.network_architecture.classification_heads import heads_from_checkpoint
+from nnunetv2.network_architecture.joint_network import with_classification_heads
+from nnunetv2.utilities.checkpoint_io import CheckpointError, load_checkpoint_file
+from nnunetv2.utilities.file_io import load_json
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+if TYPE_CHECKING:
+    from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel:
+    """Everything that prediction needs to know about a model."""
+
+    network: nn.Module  # deep supervision off, weights of the first fold
+    parameters: list[dict[str, Any]]  # state dict of every fold
+    plans_manager: PlansManager
+    configuration_manager: ConfigurationManager
+    dataset_json: dict
+    trainer_name: str
+    mirroring_axes: tuple[int, ...] | None
+    classification_entry: dict[str, Any] | None  # which heads there are; None for segmentation alone
+
+
+def load_trained_model(model_folder: str | os.PathLike, folds: Sequence[int | str], checkpoint_name: str) -> TrainedModel:
+    """Read the folds of a model and build its network.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        CheckpointError: If a checkpoint is damaged, would execute code, or is none of a training.
+        ValueError: If the folds do not belong together, or do not fit the network of the plans.
+    """
+    files = existing_checkpoints(model_folder, folds, checkpoint_name)
+    dataset_json = load_json(Path(model_folder) / "dataset.json")
+    plans_manager = PlansManager(os.path.join(model_folder, "plans.json"))
+    checkpoints = [_read(file) for file in files]
+    check_same_training(files, checkpoints)
+
+    first = checkpoints[0]
+    configuration_manager = plans_manager.get_configuration(first["init_args"]["configuration"])
+    entry = first.get("classification")
+    network = build_network(first["trainer_name"], plans_manager, configuration_manager, dataset_json)
+    network = with_classification_heads(network, heads_from_checkpoint(entry, network))
+    for file, checkpoint in reversed(list(zip(files, checkpoints, strict=True))):  # the first fold's weights stay
+        _check_weights_fit(network, checkpoint["network_weights"], file)
+    axes = first.get("inference_allowed_mirroring_axes")
+    return TrainedModel(
+        network=network,
+        parameters=[checkpoint["network_weights"] for checkpoint in checkpoints],
+        plans_manager=plans_manager,
+        configuration_manager=configuration_manager,
+        dataset_json=dataset_json,
+        trainer_name=first["trainer_name"],
+        mirroring_axes=None if axes is None else tuple(int(axis) for axis in axes),
+        classification_entry=entry,
+    )
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """A checkpoint without what only training needs, so that five folds fit into memory."""
+    checkpoint = load_checkpoint_file(file)
+    missing = [key for key in ("network_weights", "init_args", "trainer_name") if key not in checkpoint]
+    if missing or "configuration" not in checkpoint["init_args"]:
+        raise CheckpointError(f"{file} is no checkpoint of a training: it lacks {', '.join(missing) or 'init_args/configuration'}.")
+    kept = ("init_args", "trainer_name", "inference_allowed_mirroring_axes", "classification")
+    weights = {key.removeprefix("module."): value for key, value in checkpoint["network_weights"].items()}
+    return {key: checkpoint[key] for key in kept if key in checkpoint} | {"network_weights": weights}
+
+
+def check_same_training(files: Sequence[Path], checkpoints: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ValueError if folds come from different trainings, whose average would mean nothing."""
+    aspects = {
+        "trainer": lambda c: c["trainer_name"],
+        "configuration": lambda c: c["init_args"]["configuration"],
+        "plans": lambda c: (c["init_args"].get("plans") or {}).get("plans_name"),
+        "mirroring axes": lambda c: c.get("inference_allowed_mirroring_axes"),
+        "classification tasks": lambda c: (c.get("classification") or {}).get("tasks"),
+    }
+    problems = []
+    for aspect, value_of in aspects.items():
+        values = [_comparable(value_of(checkpoint)) for checkpoint in checkpoints]
+        if any(value != values[0] for value in values):
+            problems += [f"  {aspect}: " + "; ".join(f"{file.parent.name} {value}" for file, value in zip(files, values, strict=True))]
+    if problems:
+        raise ValueError(
+            "The checkpoints of these folds come from different trainings and cannot be averaged:\n" + "\n".join(problems) + "\n"
+            "Predict with folds of one training only (-f), or train the others again."
+        )
+
+
+def _comparable(value: Any) -> Any:
+    """Tuples as lists, whatever the depth: a checkpoint may hold either."""
+    if isinstance(value, (list, tuple)):
+        return [_comparable(entry) for entry in value]
+    if isinstance(value, Mapping):
+        return {key: _comparable(entry) for key, entry in value.items()}
+    return value
+
+
+def build_network(
+    trainer_name: str, plans_manager: PlansManager, configuration_manager: ConfigurationManager, dataset_json: dict
+) -> nn.Module:
+    """The segmentation network of a trainer, with deep supervision off and random weights.
+
+    A trainer that is not installed here is replaced by the network that the plans describe, with a warning: if the weights fit, it is
+    the same network.
+    """
+    num_input = determine_num_input_channels(plans_manager, configuration_manager, dataset_json)
+    num_output = plans_manager.get_label_manager(dataset_json).num_segmentation_heads
+    try:
+        build = recursive_find_trainer_class_by_name(trainer_name).build_network_architecture
+    except RuntimeError as error:
+        warnings.warn(f"{error} The network is built from the plans instead.", stacklevel=2)
+        return get_network_from_plans(*_architecture(configuration_manager), num_input, num_output, deep_supervision=False)
+    if "plans_manager" in inspect.signature(build).parameters:
+        return build(plans_manager, configuration_manager, num_input, num_output, enable_deep_supervision=False)
+    warnings.warn(
+        f"{trainer_name}.build_network_architecture has the signature of nnU-Net before 2.7; it still works. "
+        "Change it to (plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision).",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return build(*_architecture(configuration_manager), num_input, num_output, enable_deep_supervision=False)
+
+
+def _architecture(configuration_manager: ConfigurationManager) -> tuple[str, dict, Sequence[str]]:
+    """The architecture section of a configuration as positional arguments."""
+    return (
+        configuration_manager.network_arch_class_name,
+        configuration_manager.network_arch_init_kwargs,
+        configuration_manager.network_arch_init_kwargs_req_import,
+    )
+
+
+def _check_weights_fit(network: nn.Module, weights: Mapping[str, Any], file: Path) -> None:
+    """Load weights into the network, all of them and nothing else."""
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:4]]
+        raise ValueError(
+            f"The weights in {file} do not fit the network of plans.json and dataset.json beside it: {' '.join(lines)[:600]} "
+            "The files may come from different trainings, or the trainer that built the network is not installed here."
+        ) from error
