@@ -82,7 +82,7 @@ class _DataUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         allowed = (
-            (module == "builtins" and name in _ALLOWED_BUILTINS)
+            (module in ("builtins", "__builtin__") and name in _ALLOWED_BUILTINS)  # the second in protocols 0 to 2
             or name in _ALLOWED_NUMPY.get(module, ())
             or (module == "collections" and name == "OrderedDict")
             # protocols 0 to 2 write bytes as a call of codecs.encode, which only turns text into bytes
@@ -101,7 +101,7 @@ class _DataUnpickler(pickle.Unpickler):
         if module == "numpy":
             attribute = getattr(np, name, None)
             return isinstance(attribute, type) and issubclass(attribute, np.generic) and attribute is not np.void
-        return module == "numpy.dtypes" and name.endswith("DType") and "Object" not in name
+        return module == "numpy.dtypes" and name.isidentifier() and name.endswith("DType") and "Object" not in name
 
 
 def restricted_pickle_load(path: str | os.PathLike[str]) -> Any:

@@ -1,0 +1,39 @@
+"""The number of batch workers respects the request and the CPUs there are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from nnunetv2.utilities import default_n_proc_DA
+
+
+def test_zero_workers_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    assert default_n_proc_DA.get_allowed_n_proc_DA() == 0
+
+
+def test_never_more_workers_than_cpus_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("nnUNet_n_proc_DA", "100000")
+    assert 1 <= default_n_proc_DA.get_allowed_n_proc_DA() <= len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize("text", ["many", "-1", "2.5"])
+def test_other_values_name_the_variable(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("nnUNet_n_proc_DA", text)
+    with pytest.raises(ValueError, match="nnUNet_n_proc_DA is"):
+        default_n_proc_DA.get_allowed_n_proc_DA()
+
+
+def test_the_quota_of_a_container_is_read_in_both_versions(tmp_path: Path) -> None:
+    assert default_n_proc_DA._control_group_cpus(tmp_path) is None
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("150000\n")
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    assert default_n_proc_DA._control_group_cpus(tmp_path) == 1.5
+    (tmp_path / "cpu.max").write_text("200000 100000\n")
+    assert default_n_proc_DA._control_group_cpus(tmp_path) == 2
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert default_n_proc_DA._control_group_cpus(tmp_path) is None
