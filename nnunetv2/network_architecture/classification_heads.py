@@ -333,7 +333,8 @@ def heads_from_checkpoint(entry: Mapping[str, Any] | None, network: nn.Module) -
     common = {key: entry[key] for key in ("pooling", "stages", "level") if key in entry}
     heads = {}
     for name, values in entry["tasks"].items():
-        description = HeadDescription.from_dict(ClassificationTask.from_dict(name, values), common | dict(entry.get("heads", {}).get(name, {})))
+        settings = common | dict(entry.get("heads", {}).get(name, {}))
+        description = HeadDescription.from_dict(ClassificationTask.from_dict(name, values), settings)
         heads[name] = ClassificationHead(description, feature_channels, torch.Generator().manual_seed(0), dropout_seed=0)
     return heads
 

@@ -134,8 +134,9 @@ def _check_two_parts(network: nn.Module) -> None:
     name = type(network).__name__
     missing = [part for part in ("encoder", "decoder") if not isinstance(getattr(network, part, None), nn.Module)]
     if missing:
+        absent = " and no ".join(f".{part}" for part in missing)
         raise ValueError(
-            f"Classification heads need a network with .encoder and .decoder; {name} has no {' and no '.join('.' + part for part in missing)}. "
+            f"Classification heads need a network with .encoder and .decoder; {name} has no {absent}. "
             "Use one of nnU-Net's U-Nets, or give your network these two modules (the encoder returning its features, finest first)."
         )
     tensors = dict(network.named_parameters()) | dict(network.named_buffers())

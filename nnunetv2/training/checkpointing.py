@@ -50,7 +50,7 @@ def restore_rng_state(state: Mapping[str, Any]) -> None:
     np.random.set_state((numpy_state["algorithm"], words, numpy_state["position"], numpy_state["has_gauss"], numpy_state["gauss"]))
     torch.set_rng_state(state["torch"].cpu())
     if torch.cuda.is_available():
-        for device, cuda_state in zip(range(torch.cuda.device_count()), state["cuda"]):
+        for device, cuda_state in zip(range(torch.cuda.device_count()), state["cuda"], strict=False):
             torch.cuda.set_rng_state(cuda_state.cpu(), device)
 
 

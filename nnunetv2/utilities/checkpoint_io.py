@@ -142,7 +142,8 @@ def _found(error: pickle.UnpicklingError) -> str:
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:
     """The error for a file that is no complete checkpoint."""
+    first_line = (str(error).splitlines() or [""])[0]
     return CheckpointError(
         f"Checkpoint {path} cannot be read ({path.stat().st_size} bytes): it is damaged or incomplete, for example after a full disk or an "
-        f"interrupted copy. Use another checkpoint of the same folder. Cause: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        f"interrupted copy. Use another checkpoint of the same folder. Cause: {type(error).__name__}: {first_line}"
     )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import random
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -68,6 +69,14 @@ def test_checkpoints_of_stock_nnunet_with_numpy_scalars_are_read(tmp_path: Path)
     torch.save({"_best_ema": np.float32(0.5), "logging": {"mean_fg_dice": [np.float64(0.5)], "x": np.zeros(2)}}, tmp_path / "c.pth")
     found = load_checkpoint_file(tmp_path / "c.pth")
     assert found["_best_ema"] == np.float32(0.5) and found["logging"]["mean_fg_dice"] == [0.5]
+
+
+def test_checkpoints_written_with_numpy_1_are_read(tmp_path: Path) -> None:
+    torch.save({"_best_ema": np.float32(0.5)}, tmp_path / "numpy2.pth")
+    with zipfile.ZipFile(tmp_path / "numpy2.pth") as source, zipfile.ZipFile(tmp_path / "numpy1.pth", "w") as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name).replace(b"numpy._core", b"numpy.core"))
+    assert load_checkpoint_file(tmp_path / "numpy1.pth")["_best_ema"] == 0.5
 
 
 @pytest.mark.parametrize("old_format", [False, True])

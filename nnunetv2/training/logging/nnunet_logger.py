@@ -141,7 +141,8 @@ class LocalLogger:
             values.append(value)
         else:
             if epoch != len(values) - 1:
-                raise ValueError(f"{key} of epoch {epoch} was logged, but epoch {len(values) - 1} was logged before. Only the last can be changed.")
+                last = len(values) - 1
+                raise ValueError(f"{key} of epoch {epoch} was logged, but epoch {last} was logged before. Only the last can be changed.")
             _LOG.info("%s of epoch %s was logged before; %s is replaced by %s.", key, epoch, values[epoch], value)
             values[epoch] = value
         if key in MOVING_AVERAGES:

@@ -30,7 +30,8 @@ def save_progress_figure(curves: Mapping[str, Sequence[Any]], path: str | os.Pat
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    classification = {key: _as_curve(values) for key, values in curves.items() if key.startswith(CLASSIFICATION_PREFIX) and len(values)}
+    classification = {key: _as_curve(values) for key, values in curves.items() if key.startswith(CLASSIFICATION_PREFIX)}
+    classification = {key: values for key, values in classification.items() if np.isfinite(values).any()}
     losses = {key: values for key, values in classification.items() if "loss" in key}
     scores = {key: values for key, values in classification.items() if "loss" not in key}
     panels = [(_PANEL_HEIGHT, _draw_segmentation, curves)]
@@ -79,7 +80,7 @@ def _draw_scores(axes: Any, scores: Mapping[str, np.ndarray]) -> None:
             _plot(axes, values, _label(name), color=f"C{tasks.index(_task(key)) % 10}", linestyle=style, linewidth=1, alpha=0.7)
         else:  # over all tasks
             _plot(axes, values, _label(name), color="black", linewidth=2, linestyle="-" if "ema" in name else ":")
-    lowest = min((np.nanmin(values) for values in scores.values() if np.isfinite(values).any()), default=0.0)
+    lowest = min(np.nanmin(values) for values in scores.values())  # kappa can be negative
     axes.set(title="Classification, validation cases", ylabel="score", ylim=(min(_SCORE_LIMITS[0], lowest - 0.02), _SCORE_LIMITS[1]))
     _legend(axes, *axes.get_legend_handles_labels())
 
@@ -98,7 +99,7 @@ def _draw_classification_losses(axes: Any, losses: Mapping[str, np.ndarray]) -> 
 def _draw_durations(axes: Any, curves: Mapping[str, Sequence[Any]]) -> None:
     """Seconds per epoch."""
     starts, ends = curves["epoch_start_timestamps"], curves["epoch_end_timestamps"]
-    durations = [end - start for start, end in zip(starts, ends)]
+    durations = [end - start for start, end in zip(starts, ends, strict=False)]  # an epoch may not have ended yet
     _plot(axes, durations, "epoch duration", color="tab:purple")
     axes.set(title="Duration", ylabel="seconds per epoch")
     axes.set_ylim(bottom=0)

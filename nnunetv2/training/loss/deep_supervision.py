@@ -31,7 +31,7 @@ class DeepSupervisionWrapper(nn.Module):
                 "The network's deep supervision is probably off; call set_deep_supervision_enabled(True)."
             )
         factors = (1,) * len(args[0]) if self.weight_factors is None else self.weight_factors
-        return sum(factor * self.loss(*entries) for factor, *entries in zip(factors, *args) if factor != 0)
+        return sum(factor * self.loss(*entries) for factor, *entries in zip(factors, *args, strict=False) if factor != 0)
 
 
 def deep_supervision_weights(n_outputs: int, zero_last: float = 0.0) -> tuple[float, ...]:

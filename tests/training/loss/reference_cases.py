@@ -36,7 +36,8 @@ def label_map(n_labels: int) -> Tensor:
 def regions(with_ignore: bool) -> Tensor:
     """int16 ``(2, 4 or 5, *SHAPE)`` of 0 and 1."""
     channels = 5 if with_ignore else 4
-    return (torch.sin(torch.arange(2 * channels * 6 * 7 * 8, dtype=torch.float64) * 0.73) > 0.4).to(torch.int16).reshape(2, channels, *SHAPE)
+    values = torch.sin(torch.arange(2 * channels * 6 * 7 * 8, dtype=torch.float64) * 0.73)
+    return (values > 0.4).to(torch.int16).reshape(2, channels, *SHAPE)
 
 
 def cases() -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from training.loss.reference_cases import cases, loss_and_gradient
 from torch import Tensor
+from training.loss.reference_cases import cases, loss_and_gradient
 
 RECORDED = json.loads((Path(__file__).parent / "reference_losses.json").read_text())
 
