@@ -57,7 +57,7 @@ def _report(results: Mapping[str, Any], args: argparse.Namespace) -> None:
     """The means on the screen and where the rest is."""
     print(f"{len(results['metric_per_case'])} cases")
     for label, values in results["mean"].items():
-        print(f"  {str(label):<12} Dice {values['Dice']:.4f}  IoU {values['IoU']:.4f}")
+        print(f"  {label!s:<12} Dice {values['Dice']:.4f}  IoU {values['IoU']:.4f}")
     if results["foreground_mean"]:
         print(f"  {'mean':<12} Dice {results['foreground_mean']['Dice']:.4f}  IoU {results['foreground_mean']['IoU']:.4f}")
     print(f"Written: {args.o or args.pred_folder.rstrip('/') + '/summary.json'}")
