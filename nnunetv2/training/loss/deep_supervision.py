@@ -20,7 +20,7 @@ class DeepSupervisionWrapper(nn.Module):
         super().__init__()
         if weight_factors is not None and not any(factor != 0 for factor in weight_factors):
             raise ValueError(f"At least one weight must not be 0, got {tuple(weight_factors)}.")
-        self.weight_factors = None if weight_factors is None else tuple(weight_factors)
+        self.weight_factors = None if weight_factors is None else tuple(float(factor) for factor in weight_factors)
         self.loss = loss
 
     def forward(self, *args: Sequence[Any]) -> Tensor:
