@@ -217,8 +217,8 @@ class DatasetFingerprintExtractor:
         self.check_number_of_channels([len(r[2]) for r in results], len(channel_names))
 
         fingerprint = {
-            "spacings": [r[1] for r in results],
-            "shapes_after_crop": [r[0] for r in results],
+            "spacings": [list(r[1]) for r in results],
+            "shapes_after_crop": [list(r[0]) for r in results],
             "foreground_intensity_properties_per_channel": {
                 str(channel): self.intensity_properties([r[2][channel] for r in results]) for channel in range(len(channel_names))
             },

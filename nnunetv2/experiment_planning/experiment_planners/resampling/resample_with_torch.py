@@ -14,11 +14,8 @@ TORCH_RESAMPLING = "resample_torch_fornnunet"
 class TorchResampling:
     """Mixin: all axes are interpolated together."""
 
-    def separate_z_arguments(self) -> dict[str, Any]:
-        return {"force_separate_z": False}
-
     def torch_arguments(self, is_seg: bool) -> dict[str, Any]:
-        return {"is_seg": is_seg, **self.separate_z_arguments(), "memefficient_seg_resampling": False}
+        return {"is_seg": is_seg, "force_separate_z": False, "memefficient_seg_resampling": False}
 
     def determine_resampling(self, *args: Any, **kwargs: Any) -> tuple[str, dict, str, dict]:
         return TORCH_RESAMPLING, self.torch_arguments(False), TORCH_RESAMPLING, self.torch_arguments(True)
@@ -64,8 +61,8 @@ class nnUNetPlannerResEncL_torchres_sepz(TorchResampling, nnUNetPlannerResEncL):
             dataset_name_or_id, gpu_memory_target_in_gb, preprocessor_name, plans_name, overwrite_target_spacing, suppress_transpose
         )
 
-    def separate_z_arguments(self) -> dict[str, Any]:
-        return {"force_separate_z": None, "separate_z_anisotropy_threshold": 3}
+    def torch_arguments(self, is_seg: bool) -> dict[str, Any]:
+        return super().torch_arguments(is_seg) | {"force_separate_z": None, "separate_z_anisotropy_threshold": 3}
 
 
 class nnUNetPlanner_torchres(TorchResampling, ExperimentPlanner):
