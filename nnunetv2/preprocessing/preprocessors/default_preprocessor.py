@@ -1,0 +1,260 @@
+"""Raw case to network input: read, crop, normalise, resample, store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from os.path import join
+from typing import Any
+
+import numpy as np
+
+from nnunetv2.imageio.label_values import check_finite, whole_label_values
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+from nnunetv2.preprocessing.case_storage import comp_blosc2_params
+from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
+from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
+from nnunetv2.scheduling import run_per_case
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.file_io import load_json
+from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+LabelOrRegion = int | tuple[int, ...]
+LOCATIONS_SEED = 1234  # nnU-Net's
+MIN_LOCATIONS, MIN_LOCATION_SHARE = 10000, 0.01  # of each class: so many voxels, and at least this share of them
+STORED_LABELS = np.iinfo(np.int16)
+
+
+class DefaultPreprocessor:
+    """nnU-Net's preprocessing. Subclasses change single steps, ``modify_seg_fn`` first of all.
+
+    Args:
+        verbose: Print shapes and spacings of every case.
+    """
+
+    show_progress_bar: bool = True
+
+    def __init__(self, verbose: bool = True) -> None:
+        self.verbose = verbose
+
+    def run_case_npy(
+        self,
+        data: np.ndarray,
+        seg: np.ndarray | None,
+        properties: dict[str, Any],
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        dataset_json: dict | str,
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+        """Preprocess arrays.
+
+        Args:
+            data: Image ``(C, X, Y, Z)`` in the reader's axis order; not modified.
+            seg: Segmentation ``(1, X, Y, Z)`` or None; not modified.
+            properties: With ``spacing`` in mm; receives the crop box, shapes and class locations.
+            plans_manager: Plans.
+            configuration_manager: Configuration.
+            dataset_json: Content of dataset.json, or its path.
+
+        Returns:
+            float32 image, int8 or int16 segmentation (-1 outside the non-zero region; without a segmentation 0 inside it),
+            and the properties.
+        """
+        if isinstance(dataset_json, str):
+            dataset_json = load_json(dataset_json)
+        if seg is not None and data.shape[1:] != seg.shape[1:]:
+            raise ValueError(
+                f"Image and segmentation have different shapes, {data.shape[1:]} and {seg.shape[1:]}. Both must lie on the same voxel grid; "
+                "--verify_dataset_integrity lists every affected case."
+            )
+        forward = [0, *(axis + 1 for axis in plans_manager.transpose_forward)]
+        # Normalisation works in place, so the caller's array is copied, in the new axis order at once.
+        data = np.array(data.transpose(forward), dtype=np.float32, order="C")
+        seg = None if seg is None else np.array(seg.transpose(forward), order="C")
+        original_spacing = [properties["spacing"][axis] for axis in plans_manager.transpose_forward]
+
+        properties["shape_before_cropping"] = data.shape[1:]
+        has_label = seg is not None
+        data, seg, bbox = crop_to_nonzero(data, seg)
+        properties["bbox_used_for_cropping"] = bbox
+        properties["shape_after_cropping_and_before_resampling"] = data.shape[1:]
+
+        target_spacing = list(configuration_manager.spacing)
+        if len(target_spacing) < len(data.shape[1:]):
+            target_spacing = [original_spacing[0], *target_spacing]  # 2D: slices stay as they are
+        new_shape = compute_new_shape(data.shape[1:], original_spacing, target_spacing)
+
+        # Before resampling: interpolated values would shift the statistics.
+        data = self._normalize(data, seg, configuration_manager, plans_manager.foreground_intensity_properties_per_channel)
+        old_shape = data.shape[1:]
+        data = configuration_manager.resampling_fn_data(data, new_shape, original_spacing, target_spacing)
+        seg = configuration_manager.resampling_fn_seg(seg, new_shape, original_spacing, target_spacing)
+        if self.verbose:
+            print(f"old shape: {old_shape}, new shape: {tuple(new_shape)}, old spacing: {original_spacing}, new spacing: {target_spacing}")
+
+        if has_label:
+            label_manager = plans_manager.get_label_manager(dataset_json)
+            wanted = list(label_manager.foreground_regions if label_manager.has_regions else label_manager.foreground_labels)
+            if label_manager.has_ignore_label:
+                wanted.append([-1, *label_manager.all_labels])
+            properties["class_locations"] = self._sample_foreground_locations(seg, wanted, verbose=self.verbose)
+            seg = self.modify_seg_fn(seg, plans_manager, dataset_json, configuration_manager)
+        return data, seg.astype(np.int16 if seg.max() > 127 else np.int8), properties
+
+    def run_case(
+        self,
+        image_files: Sequence[str],
+        seg_file: str | None,
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        dataset_json: dict | str,
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+        """Read and preprocess one case; see :meth:`run_case_npy`.
+
+        Raises:
+            ValueError: If the image has voxels that are not finite, or the segmentation values that are no labels.
+        """
+        if isinstance(dataset_json, str):
+            dataset_json = load_json(dataset_json)
+        reader = plans_manager.image_reader_writer_class()
+        data, properties = reader.read_images(image_files)
+        check_finite(data, str(image_files[0]))
+        seg = None
+        if seg_file is not None:
+            seg = whole_label_values(reader.read_seg(seg_file)[0], str(seg_file))
+        return self.run_case_npy(data, seg, properties, plans_manager, configuration_manager, dataset_json)
+
+    def run_case_save(
+        self,
+        output_filename_truncated: str,
+        image_files: Sequence[str],
+        seg_file: str,
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        dataset_json: dict | str,
+    ) -> None:
+        """Read, preprocess and store one training case."""
+        from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+
+        data, seg, properties = self.run_case(image_files, seg_file, plans_manager, configuration_manager, dataset_json)
+        if seg.max() > STORED_LABELS.max or seg.min() < STORED_LABELS.min:
+            raise ValueError(f"{seg_file}: label {int(seg.max())} does not fit; labels up to {STORED_LABELS.max} can be stored. Renumber them.")
+        data, seg = data.astype(np.float32, copy=False), seg.astype(np.int16)
+        patch_size = configuration_manager.patch_size
+        blocks, chunks = comp_blosc2_params(data.shape, patch_size, data.itemsize)
+        blocks_seg, chunks_seg = comp_blosc2_params(seg.shape, patch_size, seg.itemsize)
+        nnUNetDatasetBlosc2.save_case(data, seg, properties, output_filename_truncated, chunks, blocks, chunks_seg, blocks_seg)
+
+    @staticmethod
+    def _sample_foreground_locations(
+        seg: np.ndarray,
+        classes_or_regions: Sequence[LabelOrRegion | list[int]],
+        seed: int = LOCATIONS_SEED,
+        verbose: bool = False,
+        min_num_samples: int = MIN_LOCATIONS,
+        min_percent_coverage: float = MIN_LOCATION_SHARE,
+    ) -> dict[LabelOrRegion, np.ndarray | list]:
+        """Random voxels of every class, for patches that shall show it.
+
+        Args:
+            seg: ``(1, X, Y, Z)``.
+            classes_or_regions: Labels, or tuples of labels.
+            seed: Of the draw.
+            verbose: Unused.
+            min_num_samples: Voxels drawn, if there are as many.
+            min_percent_coverage: Share of the class drawn at least.
+
+        Returns:
+            By label (int) or region (tuple) int64 rows ``(0, x, y, z)``, or an empty list.
+        """
+        random = np.random.RandomState(seed)
+        keys = [tuple(int(v) for v in c) if isinstance(c, (tuple, list)) else int(c) for c in classes_or_regions]
+        labels_of = {key: key if isinstance(key, tuple) else (key,) for key in keys}
+        union = sorted({label for labels in labels_of.values() for label in labels})
+        flat = np.flatnonzero(np.isin(seg[0], union))
+        values = seg.reshape(-1)[flat]
+        flat = flat[np.argsort(values, kind="stable")]
+        runs, start = {}, 0
+        for label, count in zip(*np.unique(values, return_counts=True), strict=True):
+            runs[int(label)] = flat[start : start + count]
+            start += count
+        locations: dict[LabelOrRegion, np.ndarray | list] = {}
+        for key in keys:
+            voxels = [runs[label] for label in labels_of[key] if label in runs]
+            total = sum(map(len, voxels))
+            if total == 0:
+                locations[key] = []
+                continue
+            number = max(min(min_num_samples, total), int(np.ceil(total * min_percent_coverage)))
+            drawn = np.concatenate(voxels)[random.choice(total, number, replace=False)]
+            locations[key] = np.stack((np.zeros_like(drawn), *np.unravel_index(drawn, seg.shape[1:])), axis=1)
+        return locations
+
+    def _normalize(
+        self, data: np.ndarray, seg: np.ndarray, configuration_manager: ConfigurationManager, foreground_intensity_properties_per_channel: dict
+    ) -> np.ndarray:
+        """Normalise every channel in place by its scheme."""
+        import nnunetv2.preprocessing.normalization as package
+
+        for channel in range(data.shape[0]):
+            name = configuration_manager.normalization_schemes[channel]
+            scheme = recursive_find_python_class(package.__path__[0], name, package.__name__)
+            if scheme is None:
+                raise RuntimeError(f"The plans name the normalization {name!r}, which does not exist in {package.__name__}.")
+            normalizer = scheme(
+                use_mask_for_norm=configuration_manager.use_mask_for_norm[channel],
+                intensityproperties=foreground_intensity_properties_per_channel[str(channel)],
+            )
+            data[channel] = normalizer.run(data[channel], seg[0])
+        return data
+
+    def run(self, dataset_name_or_id: int | str, configuration_name: str, plans_identifier: str, num_processes: int) -> None:
+        """Preprocess every case of one configuration; a case is replaced when its new files are whole.
+
+        Raises:
+            FileNotFoundError: If the raw dataset or the plans are missing.
+            CaseErrors: Naming every case that failed; the others are done.
+        """
+        dataset_name = maybe_convert_to_dataset_name(dataset_name_or_id)
+        raw_folder, preprocessed_folder = join(nnUNet_raw, dataset_name), join(nnUNet_preprocessed, dataset_name)
+        plans_file = join(preprocessed_folder, plans_identifier + ".json")
+        for path, step in ((raw_folder, "Put the raw dataset there"), (plans_file, "Run nnUNetv2_plan_experiment first")):
+            if not os.path.exists(path):
+                raise FileNotFoundError(f"{path} does not exist. {step}.")
+        plans_manager = PlansManager(plans_file)
+        configuration_manager = plans_manager.get_configuration(configuration_name)
+        dataset_json = load_json(join(preprocessed_folder, "dataset.json"))
+        dataset = get_filenames_of_train_images_and_targets(raw_folder, dataset_json)
+
+        output_folder = join(preprocessed_folder, configuration_manager.data_identifier)
+        os.makedirs(output_folder, exist_ok=True)
+        _remove_other_files(output_folder, dataset)
+        identifiers = list(dataset)
+        tasks = [
+            (join(output_folder, i), dataset[i]["images"], dataset[i]["label"], plans_manager, configuration_manager, dataset_json)
+            for i in identifiers
+        ]
+        run_per_case(
+            self.run_case_save,
+            tasks,
+            identifiers=identifiers,
+            num_processes=num_processes,
+            description="preprocessing",
+            show_progress=self.show_progress_bar,
+        )
+
+    def modify_seg_fn(
+        self, seg: np.ndarray, plans_manager: PlansManager, dataset_json: dict, configuration_manager: ConfigurationManager
+    ) -> np.ndarray:
+        """Hook of subclasses: the resampled segmentation as it will be stored."""
+        return seg
+
+
+def _remove_other_files(folder: str, dataset: dict[str, Any]) -> None:
+    """Remove cases that the dataset no longer has, unpacked files and remains of an interrupted run."""
+    kept = {f"{i}{ending}" for i in dataset for ending in (".b2nd", "_seg.b2nd", ".pkl")}
+    for entry in os.scandir(folder):
+        if entry.is_file() and entry.name not in kept and entry.name.endswith((".b2nd", ".pkl", ".npz", ".npy")):
+            os.unlink(entry.path)
