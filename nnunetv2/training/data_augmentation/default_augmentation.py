@@ -17,6 +17,7 @@ from batchgeneratorsv2.transforms.intensity.contrast import BGContrast, Contrast
 from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
 from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
 from batchgeneratorsv2.transforms.nnunet.seg_to_onehot import MoveSegAsOneHotToDataTransform
+from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
 from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResolutionTransform
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
@@ -33,7 +34,7 @@ from nnunetv2.training.data_augmentation.cascade_corruption import (
     RemoveRandomComponentTransform,
 )
 from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
-from nnunetv2.training.data_augmentation.fast_transforms import FastGaussianBlurTransform, FastSpatialTransform
+from nnunetv2.training.data_augmentation.fast_transforms import FastSpatialTransform
 
 # The patch is read large enough for these scales although scaling goes further (SCALING); corners are padded then.
 INITIAL_PATCH_SCALE_RANGE = (0.85, 1.25)
@@ -130,7 +131,7 @@ def intensity_transforms(low_resolution_ignores: tuple[int, ...] | None = None) 
         # The range is called a variance but acts as a standard deviation; nnU-Net is tuned to that.
         RandomTransform(GaussianNoiseTransform(noise_variance=(0, 0.1), p_per_channel=1, synchronize_channels=True), 0.1),
         RandomTransform(
-            FastGaussianBlurTransform(
+            GaussianBlurTransform(
                 blur_sigma=(0.5, 1.0), synchronize_channels=False, synchronize_axes=False, p_per_channel=0.5
             ),
             0.2,
@@ -172,13 +173,13 @@ def cascade_transforms(foreground_labels: Sequence[int], *, corrupt: bool, p_per
         channels = list(range(-len(foreground_labels), 0))
         transforms.append(
             RandomTransform(
-                RandomBinaryOperatorTransform(channel_idx=channels, strel_size=(1, 8), p_per_label=p_per_label), 0.4
+                RandomBinaryOperatorTransform(channel_idx=list(channels), strel_size=(1, 8), p_per_label=p_per_label), 0.4
             )
         )
         transforms.append(
             RandomTransform(
                 RemoveRandomComponentTransform(
-                    channel_idx=channels,
+                    channel_idx=list(channels),
                     fill_with_other_class_p=0,
                     dont_do_if_covers_more_than_x_percent=0.15,
                     p_per_label=p_per_label,
