@@ -11,12 +11,12 @@ import numpy as np
 
 from nnunetv2.imageio.label_values import check_finite, whole_label_values
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
-from nnunetv2.preprocessing.case_storage import comp_blosc2_params
+from nnunetv2.preprocessing.case_storage import comp_blosc2_params, write_array
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 from nnunetv2.scheduling import run_per_case
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
-from nnunetv2.utilities.file_io import load_json
+from nnunetv2.utilities.file_io import load_json, save_pickle
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
@@ -136,8 +136,6 @@ class DefaultPreprocessor:
         dataset_json: dict | str,
     ) -> None:
         """Read, preprocess and store one training case."""
-        from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
-
         data, seg, properties = self.run_case(image_files, seg_file, plans_manager, configuration_manager, dataset_json)
         if seg.max() > STORED_LABELS.max or seg.min() < STORED_LABELS.min:
             raise ValueError(f"{seg_file}: label {int(seg.max())} does not fit; labels up to {STORED_LABELS.max} can be stored. Renumber them.")
@@ -145,7 +143,9 @@ class DefaultPreprocessor:
         patch_size = configuration_manager.patch_size
         blocks, chunks = comp_blosc2_params(data.shape, patch_size, data.itemsize)
         blocks_seg, chunks_seg = comp_blosc2_params(seg.shape, patch_size, seg.itemsize)
-        nnUNetDatasetBlosc2.save_case(data, seg, properties, output_filename_truncated, chunks, blocks, chunks_seg, blocks_seg)
+        write_array(data, output_filename_truncated + ".b2nd", blocks, chunks)
+        write_array(seg, output_filename_truncated + "_seg.b2nd", blocks_seg, chunks_seg)
+        save_pickle(properties, output_filename_truncated + ".pkl")  # last: a case with properties is complete
 
     @staticmethod
     def _sample_foreground_locations(
