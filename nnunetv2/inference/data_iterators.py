@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from batchgenerators.dataloading.data_loader import DataLoader
 
+from nnunetv2.imageio.label_values import check_finite
 from nnunetv2.scheduling import CaseErrors, CaseFailure, WorkerDied
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ def preprocess_input_case(
         preprocessor = configuration_manager.preprocessor_class(verbose=settings.verbose)
     if isinstance(case.image, np.ndarray):
         _check_number_of_channels(case.identifier, len(case.image), dataset_json)
+        check_finite(case.image, case.identifier)
         previous = case.previous_segmentation
         if previous is not None and previous.ndim == case.image.ndim - 1:
             previous = previous[None]
@@ -92,6 +94,8 @@ def preprocess_input_case(
             case.image, previous, dict(case.properties or {}), plans_manager, configuration_manager, dataset_json
         )
     else:
+        if len(case.image) > _number_of_channels(dataset_json):  # fewer files may hold several channels each
+            _check_number_of_channels(case.identifier, len(case.image), dataset_json)
         data, segmentation, properties = preprocessor.run_case(
             case.image, case.previous_segmentation, plans_manager, configuration_manager, dataset_json
         )
@@ -101,10 +105,15 @@ def preprocess_input_case(
     return np.ascontiguousarray(data, dtype=np.float32), properties
 
 
+def _number_of_channels(dataset_json: dict) -> int:
+    """Channels of the images that the model was trained on."""
+    return len(dataset_json.get("channel_names", dataset_json.get("modality", {})))
+
+
 def _check_number_of_channels(identifier: str, found: int, dataset_json: dict) -> None:
     """Raise if a case has not the channels that the network was trained on."""
     names = dataset_json.get("channel_names", dataset_json.get("modality", {}))
-    if names and found != len(names):
+    if found != len(names):
         listed = ", ".join(f"_{int(index):04d} {name}" if str(index).isdigit() else str(name) for index, name in names.items())
         raise ValueError(
             f"Case {identifier}: found {found} channel{'s' if found != 1 else ''}, but the model was trained on {len(names)} ({listed})."

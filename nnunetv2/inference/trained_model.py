@@ -120,14 +120,14 @@ def build_network(
 ) -> nn.Module:
     """The segmentation network of a trainer, with deep supervision off and random weights.
 
-    A trainer that is not installed here is replaced by the network that the plans describe, with a warning: if the weights fit, it is
+    A trainer that cannot be used here is replaced by the network that the plans describe, with a warning: if the weights fit, it is
     the same network.
     """
     num_input = determine_num_input_channels(plans_manager, configuration_manager, dataset_json)
     num_output = plans_manager.get_label_manager(dataset_json).num_segmentation_heads
     try:
         build = recursive_find_trainer_class_by_name(trainer_name).build_network_architecture
-    except RuntimeError as error:
+    except (RuntimeError, ImportError, AssertionError) as error:
         warnings.warn(f"{error} The network is built from the plans instead.", stacklevel=2)
         return get_network_from_plans(*_architecture(configuration_manager), num_input, num_output, deep_supervision=False)
     if "plans_manager" in inspect.signature(build).parameters:

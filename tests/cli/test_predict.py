@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_models import write_images, write_model
+
+from nnunetv2.cli import predict
+from nnunetv2.cli.predict import predict_entry, predict_modelfolder_entry
+from nnunetv2.inference import case_classification, predict_from_raw_data
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    """A results folder with a model with heads and one without."""
+    results = tmp_path_factory.mktemp("results")
+    folder = results / "Dataset999_Tiny"
+    write_model(folder / "nnUNetTrainer__nnUNetPlans__3d_fullres")
+    write_model(folder / "nnUNetTrainerMultitask__nnUNetPlans__3d_fullres", classification=True)
+    return results
+
+
+@pytest.fixture
+def folders(tmp_path) -> Path:
+    write_images(tmp_path / "in", number=2)
+    return tmp_path
+
+
+def modelfolder(models: Path, trainer: str = "nnUNetTrainer") -> str:
+    return str(models / "Dataset999_Tiny" / f"{trainer}__nnUNetPlans__3d_fullres")
+
+
+def common(folders: Path) -> list[str]:
+    return ["-i", str(folders / "in"), "-o", str(folders / "out"), "-f", "0", "-device", "cpu", "--disable_tta", "--disable_progress_bar"]
+
+
+def test_help_and_mistakes_answer_without_torch_and_numpy() -> None:
+    code = (
+        "import sys\nfrom nnunetv2.cli.predict import predict_entry\n"
+        "try:\n    predict_entry(['--help'])\nexcept SystemExit:\n    pass\n"
+        "assert not {'torch', 'numpy', 'scipy'} & set(sys.modules), 'heavy imports'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_a_wrong_folder_is_reported_without_importing_torch(tmp_path) -> None:
+    code = (
+        "import sys\nfrom nnunetv2.cli.predict import predict_modelfolder_entry\n"
+        f"try:\n    predict_modelfolder_entry(['-m', {str(tmp_path / 'none')!r}, '-i', 'a', '-o', 'b'])\n"
+        "except SystemExit as error:\n    assert error.code == 1\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "There is no trained model in" in done.stderr
+
+
+def test_choices_are_those_of_the_predictor() -> None:
+    assert predict.AGGREGATIONS == case_classification.AGGREGATIONS
+    assert predict.HEADS == predict_from_raw_data.HEADS
+
+
+def test_predict_finds_the_model_of_a_dataset(models, folders, monkeypatch) -> None:
+    monkeypatch.setenv("nnUNet_results", str(models))
+    predict_entry(["-d", "999", "-c", "3d_fullres", *common(folders)])
+    assert sorted(file.name for file in (folders / "out").glob("*.nii.gz")) == ["case_0.nii.gz", "case_1.nii.gz"]
+
+
+def test_save_cls_writes_the_table(models, folders) -> None:
+    predict_modelfolder_entry(["-m", modelfolder(models, "nnUNetTrainerMultitask"), *common(folders), "--save_cls"])
+    lines = (folders / "out" / "classification.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["identifier", "case_0", "case_1"]
+
+
+def test_save_cls_takes_a_file_and_cls_only_leaves_segmentations_out(models, folders) -> None:
+    options = ["--save_cls", str(folders / "elsewhere" / "classes.csv"), "--cls_only", "--cls_heads", "joint"]
+    predict_modelfolder_entry(["-m", modelfolder(models, "nnUNetTrainerMultitask"), *common(folders), *options])
+    assert (folders / "elsewhere" / "classes.csv").is_file()
+    assert not list((folders / "out").glob("*.nii.gz"))
+
+
+def test_sequential_mode_honours_parts(models, folders) -> None:
+    predict_modelfolder_entry(["-m", modelfolder(models), *common(folders), "-npp", "0", "-nps", "0", "-num_parts", "2", "-part_id", "1"])
+    assert [file.name for file in (folders / "out").glob("*.nii.gz")] == ["case_1.nii.gz"]
+
+
+@pytest.mark.parametrize("alias", ["--c", "--continue_prediction"])
+def test_continuing_keeps_what_is_complete(models, folders, alias) -> None:
+    predict_modelfolder_entry(["-m", modelfolder(models), *common(folders), "--save"])
+    assert (folders / "out" / "case_0.npz").is_file()
+    before = (folders / "out" / "case_0.nii.gz").stat().st_mtime_ns
+    predict_modelfolder_entry(["-m", modelfolder(models), *common(folders), alias])
+    assert (folders / "out" / "case_0.nii.gz").stat().st_mtime_ns == before
+
+
+def test_save_cls_on_a_model_without_heads_predicts_nothing(models, folders, capsys) -> None:
+    with pytest.raises(SystemExit) as caught:
+        predict_modelfolder_entry(["-m", modelfolder(models), *common(folders), "--save_cls"])
+    assert caught.value.code == 1
+    assert "no classification heads" in capsys.readouterr().err
+    assert not (folders / "out").exists()
+
+
+def test_a_broken_case_is_reported_at_the_end(models, folders, capsys) -> None:
+    (folders / "in" / "case_0_0000.nii.gz").write_bytes(b"broken")
+    with pytest.raises(SystemExit) as caught:
+        predict_modelfolder_entry(["-m", modelfolder(models), *common(folders)])
+    assert caught.value.code == 1
+    assert "1 of 2 cases failed" in capsys.readouterr().err
+    assert (folders / "out" / "case_1.nii.gz").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["-num_parts", "2", "-part_id", "2"], "parts are counted from 0"),
+        (["-prev_stage_predictions", "somewhere"], "cascades come with a later release"),
+        (["--cls_only"], "--save_cls only"),
+        (["--cls_aggregation", "max"], "--save_cls only"),
+        (["--save_cls", "--cls_only", "--save_probabilities"], "needs the segmentations"),
+        (["--save_cls", "--cls_only", "--cls_aggregation", "evidence"], "needs the segmentations"),
+        (["-step_size", "0"], "larger than 0"),
+        (["-f", "first"], "number or all"),
+        (["--sav_probabilities"], "unrecognized"),
+    ],
+)
+def test_contradicting_options_end_before_anything_is_read(options, message, capsys) -> None:
+    with pytest.raises(SystemExit) as caught:
+        predict_modelfolder_entry(["-m", "none", "-i", "none", "-o", "none", *options])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("value", "expected"), [("5", 5), ("", 3), ("many", 3), ("0", 0)])
+def test_processes_default_to_the_environment(value, expected, monkeypatch) -> None:
+    monkeypatch.setenv("nnUNet_npp", value)
+    assert predict._processes("nnUNet_npp") == expected

@@ -1,0 +1,519 @@
+from __future__ import annotations
+
+import gzip
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from tiny_models import CLASSIFICATION, dataset_json, plans, random_network, write_images, write_model
+
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from nnunetv2.inference import data_iterators, predict_from_raw_data
+from nnunetv2.inference.classification_table import part_file, read_classification_csv
+from nnunetv2.inference.predict_from_raw_data import ClassificationOptions, nnUNetPredictor
+from nnunetv2.scheduling import CaseErrors
+from nnunetv2.utilities.checkpoint_io import CheckpointError
+from nnunetv2.utilities.file_io import load_properties
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+CPU = torch.device("cpu")
+
+
+def predictor_of(model: Path, folds=(0,), **options) -> nnUNetPredictor:
+    predictor = nnUNetPredictor(device=CPU, allow_tqdm=False, **options)
+    predictor.initialize_from_trained_model_folder(str(model), folds)
+    return predictor
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """Segmentation alone, two folds."""
+    return write_model(tmp_path_factory.mktemp("model") / "nnUNetTrainer__nnUNetPlans__3d_fullres", folds=(0, 1))
+
+
+@pytest.fixture(scope="module")
+def joint_model(tmp_path_factory) -> Path:
+    """With heads, two folds."""
+    return write_model(tmp_path_factory.mktemp("joint") / "model", folds=(0, 1), classification=True)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    write_images(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tasks(joint_model):
+    return predictor_of(joint_model).classification_tasks
+
+
+def read(file: Path) -> np.ndarray:
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
+
+
+# --- segmentation ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_images_becomes_a_folder_of_segmentations(model, images, tmp_path) -> None:
+    result = predictor_of(model).predict_from_files(str(images), str(tmp_path / "out"), save_probabilities=True)
+    assert result == [None, None, None]
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == sorted(
+        [f"case_{i}{ending}" for i in range(3) for ending in (".nii.gz", ".npz", ".pkl")]
+        + ["dataset.json", "plans.json", "predict_from_raw_data_args.json"]
+    )
+    image, segmentation = (sitk.ReadImage(str(f)) for f in (images / "case_1_0000.nii.gz", tmp_path / "out" / "case_1.nii.gz"))
+    assert segmentation.GetPixelID() == sitk.sitkUInt8
+    for geometry in ("GetSize", "GetOrigin", "GetDirection", "GetSpacing"):
+        assert getattr(segmentation, geometry)() == getattr(image, geometry)()
+    probabilities = np.load(tmp_path / "out" / "case_1.npz")["probabilities"]
+    assert probabilities.shape == (3, 20, 22, 18)
+    assert probabilities.dtype == np.float32
+    np.testing.assert_allclose(probabilities.sum(axis=0), 1, atol=1e-5)
+    np.testing.assert_array_equal(probabilities.argmax(axis=0), sitk.GetArrayFromImage(segmentation))
+    assert len(np.unique(probabilities.argmax(axis=0))) > 1
+    assert load_properties(tmp_path / "out" / "case_1.pkl")["shape_before_cropping"] == (20, 22, 18)
+
+
+def test_all_ways_to_predict_agree(model, images, tmp_path) -> None:
+    predictor = predictor_of(model)
+    predictor.predict_from_files(str(images), str(tmp_path / "out"))
+    written = [read(tmp_path / "out" / f"case_{i}.nii.gz") for i in range(3)]
+    files = [[str(images / f"case_{i}_0000.nii.gz")] for i in range(3)]
+    arrays, properties = zip(*[SimpleITKIO().read_images(f) for f in files])
+    assert predictor.predict_from_files_sequential(str(images), str(tmp_path / "sequential")) == []
+    others = {
+        "sequential": [read(tmp_path / "sequential" / f"case_{i}.nii.gz") for i in range(3)],
+        "returned": predictor.predict_from_files(files, None),
+        "returned sequentially": predictor.predict_from_files_sequential(files, None),
+        "arrays": predictor.predict_from_list_of_npy_arrays(list(arrays), None, list(properties), None),
+        "single": [predictor.predict_single_npy_array(a, {"spacing": p["spacing"]}) for a, p in zip(arrays, properties)],
+        "case": [predictor.predict_case(a, p).segmentation for a, p in zip(arrays, properties)],
+        "probabilities": [t[0] for t in predictor.predict_from_files(files, None, save_probabilities=True)],
+    }
+    for way, segmentations in others.items():
+        for index, segmentation in enumerate(segmentations):
+            np.testing.assert_array_equal(segmentation, written[index], err_msg=way)
+
+
+def test_worker_processes_change_nothing(model, images, tmp_path, monkeypatch) -> None:
+    predictor = predictor_of(model)
+    predictor.predict_from_files(str(images), str(tmp_path / "here"))
+    monkeypatch.setattr(predict_from_raw_data, "worthwhile_processes", lambda files, number: number)
+    predictor.predict_from_files(str(images), str(tmp_path / "workers"), num_processes_preprocessing=2, num_processes_segmentation_export=2)
+    for index in range(3):
+        np.testing.assert_array_equal(read(tmp_path / "here" / f"case_{index}.nii.gz"), read(tmp_path / "workers" / f"case_{index}.nii.gz"))
+
+
+def test_logits_equal_a_plain_forward_pass_of_the_network() -> None:
+    """An image as large as the tile, without mirroring: one tile, whose weights cancel."""
+    content, dataset = plans(), dataset_json()
+    network = random_network(content, dataset, seed=3)
+    manager = PlansManager(content)
+    predictor = nnUNetPredictor(device=CPU, use_mirroring=False, allow_tqdm=False)
+    predictor.manual_initialization(network, manager, manager.get_configuration("3d_fullres"), None, dataset, "nnUNetTrainer", (0, 1, 2))
+    data = torch.randn(1, 16, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(predictor.predict_sliding_window_return_logits(data), network(data[None])[0], atol=1e-4, rtol=1e-4)
+
+
+def test_mirrored_logits_are_the_mean_over_all_flips() -> None:
+    content, dataset = plans(), dataset_json()
+    network = random_network(content, dataset, seed=3).eval()
+    manager = PlansManager(content)
+    predictor = nnUNetPredictor(device=CPU, allow_tqdm=False)
+    predictor.manual_initialization(network, manager, manager.get_configuration("3d_fullres"), None, dataset, "nnUNetTrainer", (0, 2))
+    x = torch.randn(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        expected = sum(torch.flip(network(torch.flip(x, axes)), axes) for axes in ((), (2,), (4,), (2, 4))) / 4
+        torch.testing.assert_close(predictor._internal_maybe_mirror_and_predict(x), expected)
+
+
+def test_small_images_are_padded_and_come_back_in_their_size(model) -> None:
+    segmentation = predictor_of(model).predict_single_npy_array(np.random.rand(1, 5, 30, 9).astype(np.float32) + 1, {"spacing": [1, 1, 1]})
+    assert segmentation.shape == (5, 30, 9)
+
+
+def test_folds_are_averaged(model, images) -> None:
+    data = torch.randn(1, 20, 20, 20)
+    both = predictor_of(model, (0, 1)).predict_logits_from_preprocessed_data(data)
+    alone = [predictor_of(model, fold).predict_logits_from_preprocessed_data(data) for fold in (0, 1)]
+    torch.testing.assert_close(both, (alone[0] + alone[1]) / 2)
+    assert not torch.allclose(alone[0], alone[1], atol=1e-2)
+
+
+def test_half_accumulation_gives_float16_logits(model, monkeypatch) -> None:
+    data = torch.randn(1, 20, 20, 20)
+    predictor = predictor_of(model)
+    exact = predictor.predict_logits_from_preprocessed_data(data)
+    monkeypatch.setenv("nnUNet_half_accumulation", "1")
+    half = predictor.predict_logits_from_preprocessed_data(data)
+    assert (exact.dtype, half.dtype) == (torch.float32, torch.float16)
+    assert float((exact - half).abs().mean()) < 0.05
+    assert not torch.equal(exact, half.float())
+
+
+def test_resampled_and_cropped_images_come_back_to_their_grid(tmp_path) -> None:
+    model = write_model(tmp_path / "model", plans_content=plans(spacing=(1.5, 0.75, 1.0)))
+    write_images(tmp_path / "images", number=1, spacing=(1.2, 1.1, 3.0))
+    image = sitk.ReadImage(str(tmp_path / "images" / "case_0_0000.nii.gz"))
+    array = sitk.GetArrayFromImage(image)
+    array[:4] = 0  # is cropped away
+    cropped = sitk.GetImageFromArray(array)
+    cropped.CopyInformation(image)
+    sitk.WriteImage(cropped, str(tmp_path / "images" / "case_0_0000.nii.gz"))
+    predictor_of(model).predict_from_files(str(tmp_path / "images"), str(tmp_path / "out"), save_probabilities=True)
+    segmentation = read(tmp_path / "out" / "case_0.nii.gz")
+    probabilities = np.load(tmp_path / "out" / "case_0.npz")["probabilities"]
+    assert segmentation.shape == array.shape == probabilities.shape[1:]
+    assert not segmentation[:4].any()
+    assert (probabilities[0, :4] == 1).all()
+    assert segmentation[4:].any()
+
+
+def test_two_dimensional_configurations_predict_slice_by_slice(tmp_path) -> None:
+    model = write_model(tmp_path / "model", plans_content=plans(dimensions=2))
+    predictor = predictor_of(model)
+    image = np.random.default_rng(0).normal(size=(1, 3, 20, 17)).astype(np.float32)
+    whole = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(image))
+    single = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(image[:, 1:2]))
+    torch.testing.assert_close(whole[:, 1:2], single)
+
+
+def test_regions_are_painted_in_their_order(tmp_path) -> None:
+    labels = {"background": 0, "whole": [1, 2], "core": [2]}
+    model = write_model(tmp_path / "model", dataset=dataset_json(labels, regions_class_order=[1, 2]))
+    predictor = predictor_of(model)
+    segmentation, probabilities = predictor.predict_single_npy_array(
+        np.random.rand(1, 16, 16, 16).astype(np.float32), {"spacing": [1, 1, 1]}, save_or_return_probabilities=True
+    )
+    expected = np.where(probabilities[1] > 0.5, 2, np.where(probabilities[0] > 0.5, 1, 0))
+    np.testing.assert_array_equal(segmentation, expected)
+    assert set(np.unique(segmentation)) == {0, 1, 2}
+
+
+def test_regions_without_probabilities_give_the_same_labels(tmp_path) -> None:
+    labels = {"background": 0, "whole": [1, 2], "core": [2]}
+    predictor = predictor_of(write_model(tmp_path / "model", dataset=dataset_json(labels, regions_class_order=[1, 2])))
+    image = np.random.default_rng(0).random((1, 16, 16, 16), dtype=np.float32)
+    with_probabilities = predictor.predict_single_npy_array(image, {"spacing": [1, 1, 1]}, save_or_return_probabilities=True)[0]
+    np.testing.assert_array_equal(predictor.predict_single_npy_array(image, {"spacing": [1, 1, 1]}), with_probabilities)
+
+
+def test_a_users_override_of_a_hook_is_used(model) -> None:
+    class Constant(nnUNetPredictor):
+        def _internal_maybe_mirror_and_predict(self, x):
+            logits = torch.zeros(1, 3, *x.shape[2:])
+            logits[:, 2] = 1
+            return logits
+
+    predictor = Constant(device=CPU, allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(model), (0,))
+    assert (predictor.predict_single_npy_array(np.random.rand(1, 16, 16, 16).astype(np.float32), {"spacing": [1, 1, 1]}) == 2).all()
+
+
+def test_logits_that_are_no_numbers_are_an_error(model) -> None:
+    predictor = predictor_of(model)
+    with torch.no_grad():
+        next(predictor.network.decoder.seg_layers.parameters()).fill_(float("nan"))
+    with pytest.raises(RuntimeError, match="not finite"):
+        predictor.predict_sliding_window_return_logits(torch.randn(1, 16, 16, 16))
+
+
+# --- cases that fail, and what is checked first ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_case_that_cannot_be_read_does_not_stop_the_others(joint_model, images, tmp_path, workers, tasks, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(predict_from_raw_data, "worthwhile_processes", lambda files, number: number)
+    source = shutil.copytree(images, tmp_path / "images")
+    (source / "case_1_0000.nii.gz").write_bytes((images / "case_1_0000.nii.gz").read_bytes()[:2000])
+    (source / "case_4_0000.nii.gz").write_bytes(b"")
+    shutil.copy(source / "case_0_0000.nii.gz", source / "case_2_0001.nii.gz")
+    with pytest.raises(CaseErrors) as caught:
+        predictor_of(joint_model).predict_from_files(
+            str(source), str(tmp_path / "out"), num_processes_preprocessing=workers, save_classification=True
+        )
+    assert {failure.identifier for failure in caught.value.failures} == {"case_1", "case_2", "case_4"}
+    assert "found 2 channels, but the model was trained on 1" in str(caught.value)
+    assert sorted(file.name for file in (tmp_path / "out").glob("*.nii.gz")) == ["case_0.nii.gz"]
+    lines = (tmp_path / "out" / "classification.csv").read_text().splitlines()
+    assert lines[0].endswith(",error")
+    assert lines[2].startswith("case_1,,,")
+    assert set(read_classification_csv(tmp_path / "out" / "classification.csv", tasks)) == {"case_0"}
+
+
+def test_a_worker_that_dies_loses_its_case_only(model, images, tmp_path, monkeypatch) -> None:
+    source = shutil.copytree(images, tmp_path / "images")
+    predictor = predictor_of(model)
+    cases = data_iterators.cases_from_files([[str(source / f"case_{i}_0000.nii.gz")] for i in range(3)], None, None, ".nii.gz")
+    settings = predictor._preprocessing_settings()
+    killed = []
+    start_case = data_iterators._Worker.start_case
+
+    def start_and_kill(self, case):
+        start_case(self, case)
+        if case.identifier == "case_0" and not killed:
+            killed.append(self._process.pid)
+            self._process.kill()
+
+    monkeypatch.setattr(data_iterators._Worker, "start_case", start_and_kill)
+    items = list(data_iterators.preprocessed_cases(cases, settings, 1))
+    assert [item["identifier"] for item in items] == ["case_0", "case_1", "case_2"]
+    assert "-9" in str(items[0]["failure"])
+    assert all(item["data"].shape == (1, 20, 22, 18) for item in items[1:])
+
+
+def test_output_between_the_images_is_refused(model, images) -> None:
+    before = sorted(images.iterdir())
+    with pytest.raises(ValueError, match="same folder"):
+        predictor_of(model).predict_from_files(str(images), str(images))
+    assert sorted(images.iterdir()) == before
+
+
+def test_a_folder_without_images_says_what_was_expected(model, tmp_path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "case.nii.gz").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match=r"CASE_0000\.nii\.gz"):
+        predictor_of(model).predict_from_files(str(tmp_path / "images"), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("part_id", "num_parts"), [(2, 2), (-1, 2), (0, 0)])
+def test_parts_are_counted_from_zero(model, images, part_id, num_parts) -> None:
+    with pytest.raises(ValueError, match="parts are counted from 0"):
+        predictor_of(model).predict_from_files(str(images), None, part_id=part_id, num_parts=num_parts)
+
+
+def test_missing_checkpoints_are_listed_with_what_is_there(model) -> None:
+    with pytest.raises(FileNotFoundError, match=r"fold_3/checkpoint_final\.pth.*There is: fold_0/checkpoint_final\.pth"):
+        nnUNetPredictor(device=CPU).initialize_from_trained_model_folder(str(model), (0, 3))
+
+
+def test_folds_are_found(model) -> None:
+    predictor = nnUNetPredictor(device=CPU)
+    assert predictor.auto_detect_available_folds(str(model), "checkpoint_final.pth") == [0, 1]
+    predictor.initialize_from_trained_model_folder(str(model), None)
+    assert len(predictor.list_of_parameters) == 2
+
+
+def test_a_truncated_checkpoint_is_named(model, tmp_path) -> None:
+    broken = shutil.copytree(model, tmp_path / "model")
+    file = broken / "fold_1" / "checkpoint_final.pth"
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(CheckpointError, match="fold_1"):
+        nnUNetPredictor(device=CPU).initialize_from_trained_model_folder(str(broken), (0, 1))
+
+
+class _Exploit:
+    def __reduce__(self):
+        return (Path.touch, (Path("executed"),))
+
+
+def test_code_in_a_checkpoint_is_not_executed(model, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    hostile = shutil.copytree(model, tmp_path / "model")
+    file = hostile / "fold_0" / "checkpoint_final.pth"
+    torch.save(torch.load(file, weights_only=True) | {"logging": _Exploit()}, file, pickle_module=pickle)
+    with pytest.raises(CheckpointError, match="refused"):
+        nnUNetPredictor(device=CPU).initialize_from_trained_model_folder(str(hostile), (0,))
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("entries", "aspect"),
+    [
+        ({"trainer_name": "nnUNetTrainerDA5"}, "trainer: fold_0 nnUNetTrainer; fold_1 nnUNetTrainerDA5"),
+        ({"inference_allowed_mirroring_axes": (0,)}, "mirroring axes"),
+        ({"init_args": {"configuration": "2d"}}, "configuration: fold_0 3d_fullres; fold_1 2d"),
+    ],
+)
+def test_folds_of_different_trainings_are_refused(model, tmp_path, entries, aspect) -> None:
+    mixed = shutil.copytree(model, tmp_path / "model")
+    file = mixed / "fold_1" / "checkpoint_final.pth"
+    torch.save(torch.load(file, weights_only=True) | entries, file)
+    with pytest.raises(ValueError, match=aspect):
+        nnUNetPredictor(device=CPU).initialize_from_trained_model_folder(str(mixed), (0, 1))
+
+
+def test_a_trainer_that_is_not_installed_predicts_with_a_warning(model, tmp_path) -> None:
+    foreign = shutil.copytree(model, tmp_path / "model")
+    file = foreign / "fold_0" / "checkpoint_final.pth"
+    torch.save(torch.load(file, weights_only=True) | {"trainer_name": "nnUNetTrainerOfSomebodyElse"}, file)
+    with pytest.warns(UserWarning, match="nnUNetTrainerOfSomebodyElse"):
+        predictor = predictor_of(foreign)
+    image = np.random.rand(1, 16, 16, 16).astype(np.float32)
+    expected = predictor_of(model).predict_single_npy_array(image, {"spacing": [1, 1, 1]})
+    np.testing.assert_array_equal(predictor.predict_single_npy_array(image, {"spacing": [1, 1, 1]}), expected)
+
+
+def test_weights_of_another_network_are_refused(model, tmp_path) -> None:
+    other = shutil.copytree(model, tmp_path / "model")
+    file = other / "plans.json"
+    file.write_text(file.read_text().replace("[4, 8]", "[4, 16]"))
+    with pytest.raises(ValueError, match="do not fit"):
+        predictor_of(other)
+
+
+# --- continuing and parts --------------------------------------------------------------------------------------------------------
+
+
+def test_continuing_predicts_what_is_missing_or_broken_only(model, images, tmp_path) -> None:
+    out = tmp_path / "out"
+    predictor = predictor_of(model)
+    predictor.predict_from_files(str(images), str(out), save_probabilities=True)
+    complete = (out / "case_0.nii.gz").read_bytes()
+    times = {i: (out / f"case_{i}.nii.gz").stat().st_mtime_ns for i in range(3)}
+    content = (out / "case_1.nii.gz").read_bytes()
+    (out / "case_1.nii.gz").write_bytes(content[: len(content) // 2])
+    archive = (out / "case_2.npz").read_bytes()
+    (out / "case_2.npz").write_bytes(archive[:-200])
+    assert predictor.predict_from_files(str(images), str(out), save_probabilities=True, overwrite=False) == [None, None]
+    assert (out / "case_0.nii.gz").stat().st_mtime_ns == times[0]
+    assert gzip.decompress((out / "case_1.nii.gz").read_bytes())
+    assert np.load(out / "case_2.npz")["probabilities"].shape == (3, 20, 22, 18)
+    assert (out / "case_0.nii.gz").read_bytes() == complete
+    assert predictor.predict_from_files(str(images), str(out), save_probabilities=True, overwrite=False) is None
+
+
+def test_continuing_completes_missing_rows_of_the_table(joint_model, images, tmp_path, tasks) -> None:
+    out = tmp_path / "out"
+    predictor = predictor_of(joint_model)
+    predictor.predict_from_files(str(images), str(out), save_classification=True)
+    file = out / "classification.csv"
+    whole = file.read_text()
+    lines = whole.splitlines(keepends=True)
+    file.write_text("".join([lines[0], lines[1], lines[3]]))
+    assert predictor.predict_from_files(str(images), str(out), overwrite=False, save_classification=True) == [None]
+    assert file.read_text() == whole
+
+
+def test_parts_together_give_the_whole_table(joint_model, images, tmp_path) -> None:
+    predictor = predictor_of(joint_model)
+    predictor.predict_from_files(str(images), str(tmp_path / "whole"), save_classification=True)
+    out = tmp_path / "parts"
+    predictor.predict_from_files(str(images), str(out), save_classification=True, num_parts=2, part_id=1)
+    assert not (out / "classification.csv").exists()
+    assert len(list(out.glob("*.nii.gz"))) == 1
+    predictor.predict_from_files(str(images), str(out), save_classification=True, num_parts=2, part_id=0)
+    assert part_file(out / "classification.csv", 0).is_file()
+    assert (out / "classification.csv").read_text() == (tmp_path / "whole" / "classification.csv").read_text()
+    assert len(list(out.glob("*.nii.gz"))) == 3
+
+
+# --- classes ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_classes_come_with_the_segmentations_and_change_nothing_about_them(joint_model, images, tmp_path, tasks) -> None:
+    predictor = predictor_of(joint_model, (0, 1))
+    predictor.predict_from_files(str(images), str(tmp_path / "plain"))
+    predictor.predict_from_files(str(images), str(tmp_path / "out"), save_probabilities=True, save_classification=True)
+    assert not (tmp_path / "plain" / "classification.csv").exists()
+    table = read_classification_csv(tmp_path / "out" / "classification.csv", tasks)
+    assert list(table) == ["case_0", "case_1", "case_2"]
+    assert list(tasks) == list(CLASSIFICATION)
+    for index, (identifier, row) in enumerate(table.items()):
+        np.testing.assert_array_equal(read(tmp_path / "plain" / f"{identifier}.nii.gz"), read(tmp_path / "out" / f"{identifier}.nii.gz"))
+        assert row["subtype"].sum() == pytest.approx(1)
+        assert row["grade"].sum() == pytest.approx(1)
+        stored = np.load(tmp_path / "out" / f"{identifier}.npz")
+        np.testing.assert_allclose(stored["classification_subtype"], row["subtype"], atol=1e-6)
+        image, properties = SimpleITKIO().read_images([str(images / f"case_{index}_0000.nii.gz")])
+        case = predictor.predict_case(image, properties)
+        assert list(case.classification["grade"].probabilities.values()) == pytest.approx(row["grade"].tolist())
+        assert case.classification["subtype"].label == "abc"[row["subtype"].argmax()]
+        assert case.probabilities.shape == (3, *case.segmentation.shape)
+
+
+def test_folds_vote_equally_for_the_class(joint_model, images, tmp_path, tasks) -> None:
+    tables = []
+    for folds in ((0,), (1,), (0, 1)):
+        file = tmp_path / f"{len(tables)}.csv"
+        predictor_of(joint_model, folds).predict_from_files(str(images), None, save_classification=file)
+        tables.append(read_classification_csv(file, tasks))
+    for identifier in tables[0]:
+        for name in tasks:
+            mean = (tables[0][identifier][name] + tables[1][identifier][name]) / 2
+            np.testing.assert_allclose(tables[2][identifier][name], mean, atol=1e-6)
+
+
+def test_one_tile_without_mirroring_gives_the_heads_own_probabilities(joint_model) -> None:
+    predictor = predictor_of(joint_model, (0,), use_mirroring=False)
+    data = torch.randn(1, 16, 16, 16)
+    logits, classes = predictor.predict_logits_and_classes_from_preprocessed_data(data)
+    with torch.no_grad():
+        output = predictor.network(data[None])
+    torch.testing.assert_close(logits, output.segmentation[0], atol=1e-4, rtol=1e-4)
+    np.testing.assert_allclose(classes["subtype"], output.classification["subtype"].softmax(1)[0].numpy(), atol=1e-6)
+    np.testing.assert_allclose(classes["findings"], output.classification["findings"].sigmoid()[0].numpy(), atol=1e-6)
+
+
+def test_classes_alone_write_no_segmentations_and_agree_with_the_mean(joint_model, images, tmp_path, tasks) -> None:
+    predictor = predictor_of(joint_model)
+    predictor.predict_from_files(
+        str(images), str(tmp_path / "both"), save_classification=True, classification_options=ClassificationOptions(aggregation="mean")
+    )
+    predictor.predict_from_files(
+        str(images), str(tmp_path / "only"), save_classification=True, classification_options=ClassificationOptions(only=True)
+    )
+    assert not list((tmp_path / "only").glob("*.nii.gz"))
+    both, only = (read_classification_csv(tmp_path / name / "classification.csv", tasks) for name in ("both", "only"))
+    for identifier in both:
+        np.testing.assert_allclose(both[identifier]["subtype"], only[identifier]["subtype"], atol=1e-6)
+
+
+def test_without_save_cls_the_heads_are_not_run(joint_model) -> None:
+    predictor = predictor_of(joint_model)
+
+    def fail(*_: object) -> None:
+        raise AssertionError("a head was run")
+
+    for head in predictor.network.heads.values():
+        head.register_forward_pre_hook(fail)
+    predictor.predict_sliding_window_return_logits(torch.randn(1, 16, 16, 16))
+    with pytest.raises(AssertionError, match="a head was run"):
+        predictor.predict_logits_and_classes_from_preprocessed_data(torch.randn(1, 16, 16, 16))
+
+
+def test_a_model_without_heads_refuses_before_anything_is_predicted(model, images, tmp_path) -> None:
+    with pytest.raises(ValueError, match="no classification heads"):
+        predictor_of(model).predict_from_files(str(images), str(tmp_path / "out"), save_classification=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_evidence_heads_cannot_be_used_alone(tmp_path, images) -> None:
+    model = write_model(tmp_path / "model", classification=True, pooling="evidence")
+    predictor = predictor_of(model)
+    with pytest.raises(ValueError, match="subtype"):
+        predictor.predict_from_files(
+            str(images), str(tmp_path / "out"), save_classification=True, classification_options=ClassificationOptions(only=True)
+        )
+    assert not (tmp_path / "out").exists()
+    predictor.predict_from_files(str(images), str(tmp_path / "out"), save_classification=True)
+    assert (tmp_path / "out" / "classification.csv").is_file()
+
+
+def test_a_network_initialized_by_hand_describes_its_own_heads() -> None:
+    content, dataset = plans(), dataset_json()
+    network = random_network(content, dataset, seed=0, classification=True)
+    manager = PlansManager(content)
+    predictor = nnUNetPredictor(device=CPU, allow_tqdm=False)
+    predictor.manual_initialization(network, manager, manager.get_configuration("3d_fullres"), None, dataset, "any", None)
+    assert list(predictor.classification_tasks) == list(CLASSIFICATION)
+    network.train()
+    predictor.predict_logits_and_classes_from_preprocessed_data(torch.randn(1, 16, 16, 16))
+    assert not any(parameter.is_inference() for parameter in network.parameters())
+
+
+def test_arguments_are_written_beside_the_predictions(model, images, tmp_path) -> None:
+    predictor_of(model).predict_from_files(str(images), str(tmp_path / "out"), num_parts=2, part_id=1)
+    arguments = json.loads((tmp_path / "out" / "predict_from_raw_data_args.json").read_text())
+    assert list(arguments) == sorted(arguments)
+    assert (arguments["num_parts"], arguments["part_id"], arguments["overwrite"]) == (2, 1, True)
+    assert json.loads((tmp_path / "out" / "plans.json").read_text()) == json.loads((model / "plans.json").read_text())

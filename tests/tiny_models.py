@@ -1,0 +1,155 @@
+"""Model folders with a small network of random weights, and images for them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from torch import nn
+
+from nnunetv2.network_architecture.classification_heads import build_heads, classification_entry, encoder_channels
+from nnunetv2.network_architecture.joint_network import with_classification_heads
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.label_handling.classification_labels import classification_tasks
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+LABELS = {"background": 0, "organ": 1, "lesion": 2}
+CLASSIFICATION = {
+    "subtype": {"classes": ["a", "b", "c"], "evidence": ["lesion"]},
+    "findings": {"type": "multilabel", "classes": ["x", "y"]},
+    "grade": {"type": "ordinal", "classes": ["G1", "G2", "G3"]},
+}
+
+
+def plans(dimensions: int = 3, spacing: tuple[float, ...] = (1.0, 1.0, 1.0), patch_size: int = 16) -> dict[str, Any]:
+    """Plans with one configuration, ``3d_fullres`` or ``2d``."""
+    per_stage = [[1] * dimensions, [2] * dimensions]
+    resampling = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
+    configuration = {
+        "data_identifier": "nnUNetPlans_tiny",
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": 2,
+        "patch_size": [patch_size] * dimensions,
+        "median_image_size_in_voxels": [20.0] * dimensions,
+        "spacing": list(spacing)[-dimensions:],
+        "normalization_schemes": ["ZScoreNormalization"],
+        "use_mask_for_norm": [False],
+        "resampling_fn_data": "resample_data_or_seg_to_shape",
+        "resampling_fn_seg": "resample_data_or_seg_to_shape",
+        "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
+        "resampling_fn_data_kwargs": resampling,
+        "resampling_fn_seg_kwargs": {**resampling, "is_seg": True, "order": 1},
+        "resampling_fn_probabilities_kwargs": {**resampling, "order": 1},
+        "batch_dice": False,
+        "architecture": {
+            "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+            "arch_kwargs": {
+                "n_stages": 2,
+                "features_per_stage": [4, 8],
+                "conv_op": f"torch.nn.modules.conv.Conv{dimensions}d",
+                "kernel_sizes": [[3] * dimensions] * 2,
+                "strides": per_stage,
+                "n_conv_per_stage": [1, 1],
+                "n_conv_per_stage_decoder": [1],
+                "conv_bias": True,
+                "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dimensions}d",
+                "norm_op_kwargs": {"eps": 1e-05, "affine": True},
+                "dropout_op": None,
+                "dropout_op_kwargs": None,
+                "nonlin": "torch.nn.LeakyReLU",
+                "nonlin_kwargs": {"inplace": True},
+            },
+            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+        },
+    }
+    return {
+        "dataset_name": "Dataset999_Tiny",
+        "plans_name": "nnUNetPlans",
+        "original_median_spacing_after_transp": [1.0, 1.0, 1.0],
+        "original_median_shape_after_transp": [20, 20, 20],
+        "image_reader_writer": "SimpleITKIO",
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "configurations": {"2d" if dimensions == 2 else "3d_fullres": configuration},
+        "experiment_planner_used": "ExperimentPlanner",
+        "label_manager": "LabelManager",
+        "foreground_intensity_properties_per_channel": {"0": {}},
+    }
+
+
+def dataset_json(labels: Mapping[str, Any] = LABELS, **entries: Any) -> dict[str, Any]:
+    return {"channel_names": {"0": "MR"}, "labels": dict(labels), "numTraining": 10, "file_ending": ".nii.gz", **entries}
+
+
+def random_network(plans_content: dict, dataset: dict, *, seed: int, classification: bool = False, pooling: str = "mean_max") -> nn.Module:
+    """A network with random weights, whose classes differ from place to place."""
+    torch.manual_seed(seed)
+    configuration = PlansManager(plans_content).get_configuration(next(iter(plans_content["configurations"])))
+    network = get_network_from_plans(
+        configuration.network_arch_class_name,
+        configuration.network_arch_init_kwargs,
+        configuration.network_arch_init_kwargs_req_import,
+        len(dataset["channel_names"]),
+        LabelManager(dataset["labels"], dataset.get("regions_class_order")).num_segmentation_heads,
+        deep_supervision=False,
+    )
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    if not classification:
+        return network
+    tasks = classification_tasks(dataset | {"classification": CLASSIFICATION})
+    heads = build_heads(tasks, encoder_channels(network), pooling=pooling, labels=dataset["labels"], seed=seed)
+    return with_classification_heads(network, heads)
+
+
+def write_model(
+    folder: Path,
+    *,
+    folds: tuple[int | str, ...] = (0,),
+    classification: bool = False,
+    pooling: str = "mean_max",
+    trainer_name: str = "nnUNetTrainer",
+    plans_content: dict | None = None,
+    dataset: dict | None = None,
+    **checkpoint_entries: Any,
+) -> Path:
+    """Write the folder of a trained model, every fold with other weights; returns the folder."""
+    plans_content = plans_content or plans()
+    dataset = dataset or dataset_json()
+    for index, fold in enumerate(folds):
+        network = random_network(plans_content, dataset, seed=index, classification=classification, pooling=pooling)
+        checkpoint = {
+            "network_weights": network.state_dict(),
+            "trainer_name": trainer_name,
+            "init_args": {"plans": plans_content, "configuration": next(iter(plans_content["configurations"])), "fold": fold, "dataset_json": dataset},
+            "inference_allowed_mirroring_axes": (0, 1, 2)[: len(next(iter(plans_content["configurations"].values()))["patch_size"])],
+        }
+        if classification:
+            checkpoint["classification"] = classification_entry(network.heads)
+        (folder / f"fold_{fold}").mkdir(parents=True)
+        torch.save(checkpoint | checkpoint_entries, folder / f"fold_{fold}" / "checkpoint_final.pth")
+    (folder / "plans.json").write_text(json.dumps(plans_content))
+    (folder / "dataset.json").write_text(json.dumps(dataset))
+    return folder
+
+
+def write_images(folder: Path, number: int = 3, size: tuple[int, int, int] = (20, 22, 18), spacing=(1.0, 1.0, 1.0)) -> list[str]:
+    """Write images ``case_0_0000.nii.gz`` with a geometry of their own; returns the identifiers."""
+    folder.mkdir(parents=True, exist_ok=True)
+    identifiers = []
+    for index in range(number):
+        generator = np.random.default_rng(index)
+        image = sitk.GetImageFromArray(generator.normal(size=size).astype(np.float32) + 5)
+        image.SetSpacing(spacing)
+        image.SetOrigin((10.0 + index, -20.0, 30.0))
+        image.SetDirection((0, 1, 0, 1, 0, 0, 0, 0, 1))
+        sitk.WriteImage(image, str(folder / f"case_{index}_0000.nii.gz"))
+        identifiers.append(f"case_{index}")
+    return identifiers
