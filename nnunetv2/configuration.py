@@ -25,7 +25,9 @@ def _default_num_processes() -> int:
     except ValueError:
         value = 0
     if value < 1:
-        raise ValueError(f"The environment variable nnUNet_def_n_proc is {text!r}; expected a whole number, 1 or more. Correct or unset it.")
+        raise ValueError(
+            f"The environment variable nnUNet_def_n_proc is {text!r}; expected a whole number, 1 or more. Correct or unset it."
+        )
     return value
 
 

@@ -26,7 +26,7 @@ def test_an_unset_folder_is_false_and_says_how_to_set_it(monkeypatch: pytest.Mon
         monkeypatch.setenv("nnUNet_results", value)
     assert not nnUNet_results
     assert not nnUNet_results.is_set()
-    assert nnUNet_results == None  # noqa: E711 - users' code compares like this
+    assert nnUNet_results == None
     for use in (os.fspath, str, lambda path: os.path.join(path, "x")):
         with pytest.raises(RuntimeError, match="nnUNet_results is not set.*export nnUNet_results="):
             use(nnUNet_results)

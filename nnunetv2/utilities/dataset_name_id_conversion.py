@@ -47,7 +47,9 @@ def convert_dataset_name_to_id(dataset_name: str) -> int:
     """The id within a name such as ``Dataset004_Hippocampus``."""
     digits = dataset_name[7:10]
     if not dataset_name.startswith("Dataset") or not (len(digits) == 3 and digits.isdigit()):
-        raise ValueError(f"{dataset_name!r} is no dataset name; expected 'DatasetXXX_Name' with three digits, such as Dataset004_Hippocampus.")
+        raise ValueError(
+            f"{dataset_name!r} is no dataset name; expected 'DatasetXXX_Name' with three digits, such as Dataset004_Hippocampus."
+        )
     return int(digits)
 
 

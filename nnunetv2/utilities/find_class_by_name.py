@@ -75,7 +75,9 @@ def recursive_find_python_class(
         found = _find(folder, class_name, current_module, verbose, failures)
     if found is None and failures:
         reasons = "\n".join(f"  {module}: {type(error).__name__}: {error}" for module, error in failures)
-        raise ImportError(f"{class_name} could not be loaded, these modules fail to import:\n{reasons}\nCorrect them, or install what they need.") from failures[0][1]
+        raise ImportError(
+            f"{class_name} could not be loaded, these modules fail to import:\n{reasons}\nCorrect them, or install what they need."
+        ) from failures[0][1]
     return found
 
 

@@ -43,5 +43,7 @@ def recursive_find_trainer_class_by_name(trainer_name: str) -> type:
         )
     base = importlib.import_module(f"{TRAINER_PACKAGE}.nnUNetTrainer").nnUNetTrainer
     if not (isinstance(trainer, type) and issubclass(trainer, base)):
-        raise AssertionError(f"{trainer_name} is no subclass of nnUNetTrainer. Trainers derive from {TRAINER_PACKAGE}.nnUNetTrainer.nnUNetTrainer.")
+        raise AssertionError(
+            f"{trainer_name} is no subclass of nnUNetTrainer. Trainers derive from {TRAINER_PACKAGE}.nnUNetTrainer.nnUNetTrainer."
+        )
     return trainer

@@ -74,7 +74,7 @@ def get_filenames_of_train_images_and_targets(
         return _listed_cases(folder, dataset_json["dataset"])
     ending = dataset_json.get("file_ending")
     if not ending:
-        raise ValueError(f"dataset.json of {folder} has no 'file_ending'. Add it, for example \"file_ending\": \".nii.gz\".")
+        raise ValueError(f'dataset.json of {folder} has no \'file_ending\'. Add it, for example "file_ending": ".nii.gz".')
     images_folder = os.path.join(folder, "imagesTr")
     identifiers = get_identifiers_from_splitted_dataset_folder(images_folder, ending)
     images = create_lists_from_splitted_dataset_folder(images_folder, ending, identifiers)
@@ -94,11 +94,14 @@ def _listed_cases(folder: str, listed: Mapping[str, Mapping[str, Any]]) -> dict[
     broken = [
         str(identifier)
         for identifier, entry in listed.items()
-        if not isinstance(entry, Mapping) or not entry.get("images") or isinstance(entry["images"], str) or not isinstance(entry.get("label"), str)
+        if not isinstance(entry, Mapping)
+        or not entry.get("images")
+        or isinstance(entry["images"], str)
+        or not isinstance(entry.get("label"), str)
     ]
     if broken:
         raise ValueError(
-            f"dataset.json of {folder}: entry 'dataset' needs, for every case, {{\"images\": [paths], \"label\": path}}. "
+            f'dataset.json of {folder}: entry \'dataset\' needs, for every case, {{"images": [paths], "label": path}}. '
             f"Not so for: {', '.join(broken)}. Complete these entries."
         )
     return {

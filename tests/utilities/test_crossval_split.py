@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from nnunetv2.utilities.crossval_split import generate_crossval_split, generate_stratified_split, split_beyond_file
-from nnunetv2.utilities.label_handling.classification_labels import CaseLabels, ClassificationTask
+from nnunetv2.utilities.label_handling.classification_labels import CaseLabels, ClassificationTask, find_label_problems, load_case_groups
 
 IDS = [f"{i:02d}" for i in range(12)]
 
@@ -134,3 +136,22 @@ def test_a_case_without_group_and_a_single_group_are_errors() -> None:
         generate_stratified_split(list(labels.rows), labels, {"a0": "x", "a1": "y"})
     with pytest.raises(ValueError, match="form 1 group"):
         generate_stratified_split(list(labels.rows), labels, dict.fromkeys(labels.rows, "x"))
+
+
+def test_hearts_of_a_real_dataset_are_split_by_patient_with_every_class_in_every_fold() -> None:
+    folder = Path(os.environ.get("NNUNET_TEST_DATA") or Path(__file__).parents[3] / "shared" / "data") / "acdc"
+    if not (folder / "labels.csv").is_file():
+        pytest.skip("the real data are not here; NNUNET_TEST_DATA names their folder")
+    tasks = {"pathology": {"classes": ["NOR", "MINF", "DCM", "HCM", "RV"]}, "phase": {"classes": ["ED", "ES"]}}
+    dataset_json = {"labels": {"background": 0}, "classification": tasks}
+    labels, groups = CaseLabels.load(folder, dataset_json), load_case_groups(folder, dataset_json)
+    cases = list(labels.rows)
+    assert find_label_problems(folder, dataset_json, cases) == ([], [])
+    splits, messages = generate_stratified_split(cases, labels, groups)
+    assert messages == []
+    assert sorted(case for split in splits for case in split["val"]) == sorted(cases)
+    for split in splits:
+        assert not {groups[case] for case in split["train"]} & {groups[case] for case in split["val"]}
+        counts = labels.class_counts(split["val"])["pathology"]
+        assert counts.pop("unknown") == 0
+        assert all(4 <= count <= 8 for count in counts.values()), counts

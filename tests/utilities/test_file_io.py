@@ -110,7 +110,14 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(tmp_path: Path
 
 @pytest.mark.parametrize(
     "attack",
-    [b"cbuiltins\neval\n(Vprint(1)\ntR.", b"cbuiltins\ngetattr\n.", b"cnumpy\nload\n.", b"cnumpy.ctypeslib\nload_library\n.", b"cnumpy\nf2py\n.", b"\x80\x04\x8c\x05numpy\x8c\x0esctypeDict.get\x93."],
+    [
+        b"cbuiltins\neval\n(Vprint(1)\ntR.",
+        b"cbuiltins\ngetattr\n.",
+        b"cnumpy\nload\n.",
+        b"cnumpy.ctypeslib\nload_library\n.",
+        b"cnumpy\nf2py\n.",
+        b"\x80\x04\x8c\x05numpy\x8c\x0esctypeDict.get\x93.",
+    ],
 )
 def test_names_beyond_plain_data_are_refused(tmp_path: Path, attack: bytes) -> None:
     (tmp_path / "x.pkl").write_bytes(attack)

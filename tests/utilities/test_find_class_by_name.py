@@ -82,7 +82,8 @@ def test_a_reader_of_the_package_is_found_without_importing_torch_or_training() 
     code = (
         "import sys, os, nnunetv2\n"
         "from nnunetv2.utilities.find_class_by_name import recursive_find_python_class as find\n"
-        "assert find(os.path.join(os.path.dirname(nnunetv2.__file__), 'imageio'), 'SimpleITKIO', 'nnunetv2.imageio').__name__ == 'SimpleITKIO'\n"
+        "folder = os.path.join(os.path.dirname(nnunetv2.__file__), 'imageio')\n"
+        "assert find(folder, 'SimpleITKIO', 'nnunetv2.imageio').__name__ == 'SimpleITKIO'\n"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=dict(os.environ))

@@ -17,7 +17,10 @@ from nnunetv2.utilities.network_initialization import InitWeights_He
 
 
 def test_outputs_are_joined_by_type() -> None:
-    steps = [{"loss": np.float32(1), "tp": np.array([1, 2]), "keys": ["a"], "n": 3}, {"loss": np.float32(2), "tp": np.array([3, 4]), "keys": ["b", "c"], "n": 4}]
+    steps = [
+        {"loss": np.float32(1), "tp": np.array([1, 2]), "keys": ["a"], "n": 3},
+        {"loss": np.float32(2), "tp": np.array([3, 4]), "keys": ["b", "c"], "n": 4},
+    ]
     joined = collate_outputs(steps)
     assert joined["loss"] == [1, 2]
     assert joined["tp"].tolist() == [[1, 2], [3, 4]]

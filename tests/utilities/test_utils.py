@@ -26,7 +26,11 @@ def test_channels_are_grouped_by_case_in_order(tmp_path: Path) -> None:
     folder = write(tmp_path, "b_0001.nii.gz", "b_0000.nii.gz", "a_1_0000.nii.gz", "a_0000.nii.gz", "a_0000.png", "notes.txt")
     assert get_identifiers_from_splitted_dataset_folder(folder, ".nii.gz") == ["a", "a_1", "b"]
     lists = create_lists_from_splitted_dataset_folder(folder, ".nii.gz")
-    assert [[Path(path).name for path in case] for case in lists] == [["a_0000.nii.gz"], ["a_1_0000.nii.gz"], ["b_0000.nii.gz", "b_0001.nii.gz"]]
+    assert [[Path(path).name for path in case] for case in lists] == [
+        ["a_0000.nii.gz"],
+        ["a_1_0000.nii.gz"],
+        ["b_0000.nii.gz", "b_0001.nii.gz"],
+    ]
 
 
 def test_asked_cases_keep_their_order_and_missing_ones_have_no_files(tmp_path: Path) -> None:

@@ -175,7 +175,8 @@ def classification_tasks(dataset_json: Mapping[str, Any]) -> dict[str, Classific
             unknown = [structure for structure in named if structure not in structures] if isinstance(named, (list, tuple)) else []
             if unknown:
                 problems.append(
-                    f"classification task {name!r}: `{key}` names {', '.join(map(repr, unknown))}, expected names of `labels`: {', '.join(structures)}"
+                    f"classification task {name!r}: `{key}` names {', '.join(map(repr, unknown))}, "
+                    f"expected names of `labels`: {', '.join(structures)}"
                 )
     if problems:
         raise ValueError("dataset.json:\n" + "\n".join(problems))
@@ -259,7 +260,9 @@ def load_case_groups(folder: str | Path, dataset_json: Mapping[str, Any]) -> dic
         return None
     (_, header), *rows = _read_table(path) or [(1, [])]
     if len(header) < 2 or header[0].strip() != "identifier":
-        raise ValueError(f"{path}: the header is {','.join(header)!r}, expected identifier and a column with the group, with a comma between.")
+        raise ValueError(
+            f"{path}: the header is {','.join(header)!r}, expected identifier and a column with the group, with a comma between."
+        )
     groups, problems = {}, []
     for line, row in rows:
         identifier, group = row[0].strip(), row[1].strip() if len(row) > 1 else ""
@@ -311,7 +314,9 @@ def find_label_problems(folder: str | Path, dataset_json: Mapping[str, Any], ide
         used = [c for c, n in counts.items() if n > 0]
         absent = [c for c in counts if c not in used]
         if absent:
-            errors.append(f"classification task {name!r}: no case has the class {', '.join(absent)}; remove it from `classes` or label cases")
+            errors.append(
+                f"classification task {name!r}: no case has the class {', '.join(absent)}; remove it from `classes` or label cases"
+            )
         if len(used) == 1 and not tasks[name].is_multilabel:
             errors.append(f"classification task {name!r}: only the class {used[0]} is in use, so there is nothing to learn")
     unlabelled = sum(all(labels.target(i, name) is None for name in tasks) for i in identifiers)
@@ -330,7 +335,9 @@ def class_table(case_labels: CaseLabels, identifiers: Iterable[str]) -> str:
     return "\n".join(lines)
 
 
-def copy_label_tables(raw_folder: str | Path, preprocessed_folder: str | Path, dataset_json: Mapping[str, Any], identifiers: Iterable[str]) -> None:
+def copy_label_tables(
+    raw_folder: str | Path, preprocessed_folder: str | Path, dataset_json: Mapping[str, Any], identifiers: Iterable[str]
+) -> None:
     """Write the normalised ``labels.csv`` and ``groups.csv`` of a raw dataset into its preprocessed folder.
 
     Raises:
@@ -340,11 +347,15 @@ def copy_label_tables(raw_folder: str | Path, preprocessed_folder: str | Path, d
     tasks = classification_tasks(dataset_json)
     labels = CaseLabels.load(raw_folder, dataset_json) if tasks else None
     groups = load_case_groups(raw_folder, dataset_json)
-    problems = [f"case {i}: has class labels, but there is no image of it" for i in sorted(set(labels.rows if labels else ()) - set(identifiers))]
+    problems = [
+        f"case {i}: has class labels, but there is no image of it" for i in sorted(set(labels.rows if labels else ()) - set(identifiers))
+    ]
     if groups is not None:
         problems += [f"case {i}: has no group; add it to {GROUPS_FILE}" for i in sorted(set(identifiers) - set(groups))]
     if problems:
-        raise ValueError(f"Case labels of {raw_folder}:\n" + "\n".join(problems) + "\n--verify_dataset_integrity lists all problems of the dataset.")
+        raise ValueError(
+            f"Case labels of {raw_folder}:\n" + "\n".join(problems) + "\n--verify_dataset_integrity lists all problems of the dataset."
+        )
     Path(preprocessed_folder).mkdir(parents=True, exist_ok=True)
     if labels is not None:
         labels.write_csv(Path(preprocessed_folder) / LABELS_FILE)
@@ -359,7 +370,9 @@ def _label_rows(folder: Path, dataset_json: Mapping[str, Any]) -> tuple[str, lis
     if isinstance(declared, Mapping) and not is_preprocessed_copy:
         wrong = [str(identifier) for identifier, cells in declared.items() if not isinstance(cells, Mapping)]
         if wrong:
-            raise ValueError(f"`case_labels` in dataset.json: expected an object of labels by task for each case; not so for {', '.join(wrong)}.")
+            raise ValueError(
+                f"`case_labels` in dataset.json: expected an object of labels by task for each case; not so for {', '.join(wrong)}."
+            )
         rows = [("case_labels", str(i), {str(task): _cell_text(value) for task, value in cells.items()}) for i, cells in declared.items()]
         return "case_labels", list(classification_tasks(dataset_json)), rows
     path = _table_path(folder, None if is_preprocessed_copy or isinstance(declared, Mapping) else declared, LABELS_FILE)
@@ -371,7 +384,9 @@ def _label_rows(folder: Path, dataset_json: Mapping[str, Any]) -> tuple[str, lis
     table = _read_table(path)
     header = [column.strip() for column in table[0][1]] if table else []
     if not header or header[0] != "identifier":
-        raise ValueError(f"{path}: the header is {','.join(header)!r}, expected it to begin with identifier, with commas between the columns.")
+        raise ValueError(
+            f"{path}: the header is {','.join(header)!r}, expected it to begin with identifier, with commas between the columns."
+        )
     repeated = [column for column, count in Counter(header).items() if count > 1 and column in dataset_json["classification"]]
     if repeated:
         raise ValueError(f"{path}: the header has more than one column {', '.join(repeated)}. Leave one of each.")

@@ -54,7 +54,7 @@ class LabelManager:
     def _sanity_check(self, label_dict: Mapping[str, Any]) -> None:
         """The background is there and is 0."""
         if "background" not in label_dict:
-            raise RuntimeError(f"`labels` in dataset.json lacks \"background\": 0; found {dict(label_dict)}.")
+            raise RuntimeError(f'`labels` in dataset.json lacks "background": 0; found {dict(label_dict)}.')
         background = label_dict["background"]
         if isinstance(background, (list, tuple)):
             raise RuntimeError(f"The background must be one value, 0; `labels` in dataset.json gives {background}.")
@@ -167,7 +167,9 @@ class LabelManager:
     def convert_logits_to_segmentation(self, predicted_logits: np.ndarray | torch.Tensor) -> np.ndarray | torch.Tensor:
         """Logits ``(C, ...)`` to a label map ``(...)``."""
         # softmax keeps the order of the channels, so that labels need none
-        return self.convert_probabilities_to_segmentation(self.apply_inference_nonlin(predicted_logits) if self.has_regions else predicted_logits)
+        return self.convert_probabilities_to_segmentation(
+            self.apply_inference_nonlin(predicted_logits) if self.has_regions else predicted_logits
+        )
 
     def revert_cropping_on_probabilities(
         self, predicted_probabilities: np.ndarray | torch.Tensor, bbox: Sequence[Sequence[int]], original_shape: Sequence[int]

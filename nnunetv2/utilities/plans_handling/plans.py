@@ -37,9 +37,15 @@ class ConfigurationPlan:
                 problems.append(f"{name} is {list(values)}, expected positive numbers")
         if self.patch_size is not None and any(not float(size).is_integer() for size in self.patch_size if isinstance(size, float)):
             problems.append(f"patch_size is {list(self.patch_size)}, expected whole numbers of voxels")
-        if self.batch_size is not None and (isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int) or self.batch_size < 1):
+        if self.batch_size is not None and (
+            isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int) or self.batch_size < 1
+        ):
             problems.append(f"batch_size is {self.batch_size!r}, expected a whole number, 1 or more")
-        channels = {key: len(self.extra[key]) for key in ("normalization_schemes", "use_mask_for_norm") if isinstance(self.extra.get(key), (list, tuple))}
+        channels = {
+            key: len(self.extra[key])
+            for key in ("normalization_schemes", "use_mask_for_norm")
+            if isinstance(self.extra.get(key), (list, tuple))
+        }
         if len(set(channels.values())) > 1:
             problems.append(f"{' and '.join(f'{key} has {n}' for key, n in channels.items())} entries, expected one for each channel")
         return problems
@@ -53,7 +59,9 @@ class ConfigurationPlan:
         """
         known = {entry.name for entry in fields(cls)} - {"extra"}
         values = {key: value for key, value in content.items() if key in known}
-        wrong = [f"{key} is {values[key]!r}, expected a list of numbers" for key in _NUMBERS_PER_AXIS if not _is_list_or_none(values.get(key))]
+        wrong = [
+            f"{key} is {values[key]!r}, expected a list of numbers" for key in _NUMBERS_PER_AXIS if not _is_list_or_none(values.get(key))
+        ]
         if wrong:
             raise ValueError("; ".join(wrong))
         for key in _NUMBERS_PER_AXIS:
@@ -66,7 +74,9 @@ class ConfigurationPlan:
     def to_dict(self) -> dict[str, Any]:
         """The content that ``from_dict`` reads."""
         known = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "extra"}
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in known.items() if value is not None} | dict(self.extra)
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in known.items() if value is not None} | dict(
+            self.extra
+        )
 
 
 def _is_list_or_none(value: Any) -> bool:

@@ -54,10 +54,13 @@ class ConfigurationManager:
             raise ValueError("The configuration has no `architecture`, nor the keys of older plans. Plan the experiment again.")
         if old["UNet_class_name"] not in LEGACY_ARCHITECTURES:
             raise RuntimeError(
-                f"The plans name the network {old['UNet_class_name']!r}; plans of this age can be read for {', '.join(LEGACY_ARCHITECTURES)}. "
+                f"The plans name the network {old['UNet_class_name']!r}; plans of this age can be read for "
+                f"{', '.join(LEGACY_ARCHITECTURES)}. "
                 "Plan the experiment again."
             )
-        warnings.warn("These plans were made by nnU-Net 2.2 or older and are converted while reading. Plan again to update the file.", stacklevel=4)
+        warnings.warn(
+            "These plans were made by nnU-Net 2.2 or older and are converted while reading. Plan again to update the file.", stacklevel=4
+        )
         class_path, blocks_key = LEGACY_ARCHITECTURES[old["UNet_class_name"]]
         dimensions = len(old["patch_size"])
         n_stages = len(old["n_conv_per_stage_encoder"])
@@ -214,7 +217,8 @@ class PlansManager:
         if configuration_name not in self._configurations:
             if configuration_name not in self.plans["configurations"]:
                 raise RuntimeError(
-                    f"The plans {self.plans_name} have no configuration {configuration_name!r}; they have {', '.join(self.available_configurations)}."
+                    f"The plans {self.plans_name} have no configuration {configuration_name!r}; "
+                    f"they have {', '.join(self.available_configurations)}."
                 )
             content = self._internal_resolve_configuration_inheritance(configuration_name)
             try:
@@ -307,5 +311,7 @@ def _find(package: str, name: str, kind: str) -> Any:
     folder = os.path.join(os.path.dirname(nnunetv2.__file__), *package.split("."))
     found = recursive_find_python_class(folder, name, f"nnunetv2.{package}")
     if found is None:
-        raise RuntimeError(f"The plans name the {kind} {name!r}, which does not exist in nnunetv2.{package}. Check the spelling in the plans.")
+        raise RuntimeError(
+            f"The plans name the {kind} {name!r}, which does not exist in nnunetv2.{package}. Check the spelling in the plans."
+        )
     return found

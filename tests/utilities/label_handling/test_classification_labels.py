@@ -49,7 +49,14 @@ def raw_folder(tmp_path: Path, labels: str | bytes | None = None, groups: str | 
 def test_a_task_has_defaults_and_survives_a_round_trip() -> None:
     plain = task(classes=["a", "b"])
     assert (plain.type, plain.evidence, plain.context, plain.flip_sensitive_axes, plain.weight) == ("multiclass", (), (), (), 1.0)
-    content = {"type": "ordinal", "classes": ["G1", "G2", "G3"], "evidence": ["lesion"], "flip_sensitive_axes": [0], "weight": 0.5, "mine": 1}
+    content = {
+        "type": "ordinal",
+        "classes": ["G1", "G2", "G3"],
+        "evidence": ["lesion"],
+        "flip_sensitive_axes": [0],
+        "weight": 0.5,
+        "mine": 1,
+    }
     ordinal = task(**content)
     assert (ordinal.num_classes, ordinal.num_logits, ordinal.is_ordinal, ordinal.is_multilabel) == (3, 2, True, False)
     assert ClassificationTask.from_dict("subtype", json.loads(json.dumps(ordinal.to_dict()))) == ordinal
@@ -86,7 +93,12 @@ def test_names_of_tasks_are_python_identifiers_and_no_other_column(name: str) ->
 
 
 def test_every_problem_of_every_task_is_in_one_report() -> None:
-    tasks = {"a": {"classes": ["x"], "evidence": ["tumor"]}, "b": {"type": "?", "classes": ["x", "y"]}, "c": {**SUBTYPE, "context": ["ignore"]}, "d": 3}
+    tasks = {
+        "a": {"classes": ["x"], "evidence": ["tumor"]},
+        "b": {"type": "?", "classes": ["x", "y"]},
+        "c": {**SUBTYPE, "context": ["ignore"]},
+        "d": 3,
+    }
     with pytest.raises(ValueError, match="dataset.json") as error:
         classification_tasks({**DATASET, "classification": tasks})
     for part in ("'a': `classes`", "'a': `evidence` names 'tumor'", "'b': `type`", "'c': `context` names 'ignore'", "'d'"):
@@ -186,7 +198,12 @@ def test_every_faulty_row_is_reported_at_once_by_case(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"Case labels of") as error:
         CaseLabels.load(raw_folder(tmp_path, table), DATASET)
     text = str(error.value)
-    for part in ("line 2: case case_1: 'serus'", "line 4: case case_2: 'tumor'", "line 5: case case_2 stands there twice", "line 6: the identifier is empty"):
+    for part in (
+        "line 2: case case_1: 'serus'",
+        "line 4: case case_2: 'tumor'",
+        "line 5: case case_2 stands there twice",
+        "line 6: the identifier is empty",
+    ):
         assert part in text
     assert "case_3" not in text
 
@@ -238,7 +255,9 @@ def test_groups_from_a_table_or_inline(tmp_path: Path) -> None:
 
 def test_faulty_groups_are_reported_at_once(tmp_path: Path) -> None:
     folder = raw_folder(tmp_path, groups="identifier,patient\na,p1\nb,\na,p2\n,p3\n")
-    with pytest.raises(ValueError, match=r"(?s)groups\.csv.*line 3: case b has no group.*line 4: case a stands there twice.*line 5: the identifier"):
+    with pytest.raises(
+        ValueError, match=r"(?s)groups\.csv.*line 3: case b has no group.*line 4: case a stands there twice.*line 5: the identifier"
+    ):
         load_case_groups(folder, DATASET)
 
 
@@ -272,7 +291,9 @@ def test_a_sound_dataset_has_no_problems(tmp_path: Path) -> None:
 def test_a_faulty_declaration_and_a_missing_table_are_problems_too(tmp_path: Path) -> None:
     folder = raw_folder(tmp_path)
     assert "labels.csv does not exist" in "\n".join(find_label_problems(folder, DATASET, ["a"])[0])
-    assert "`type`" in "\n".join(find_label_problems(folder, {**DATASET, "classification": {"a": {"type": "?", "classes": ["x", "y"]}}}, ["a"])[0])
+    assert "`type`" in "\n".join(
+        find_label_problems(folder, {**DATASET, "classification": {"a": {"type": "?", "classes": ["x", "y"]}}}, ["a"])[0]
+    )
 
 
 def test_the_preprocessed_folder_gets_normalised_tables_that_win(tmp_path: Path) -> None:

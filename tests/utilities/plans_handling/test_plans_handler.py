@@ -128,7 +128,10 @@ def test_a_typed_configuration_keeps_unknown_keys() -> None:
     plan = ConfigurationPlan.from_dict(FULLRES)
     assert plan.patch_size == (20, 40, 32)
     assert plan.to_dict() == FULLRES
-    assert ConfigurationPlan.from_dict({"patch_size": np.array([8, 8]), "batch_size": np.int64(2)}).to_dict() == {"patch_size": [8, 8], "batch_size": 2}
+    assert ConfigurationPlan.from_dict({"patch_size": np.array([8, 8]), "batch_size": np.int64(2)}).to_dict() == {
+        "patch_size": [8, 8],
+        "batch_size": 2,
+    }
 
 
 def test_plans_of_old_versions_are_converted() -> None:
