@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import (
-    DRAW_CHUNK,
-    DatasetFingerprintExtractor,
+from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+from nnunetv2.experiment_planning.dataset_fingerprint.intensity_statistics import (
+    PIECE,
     ForegroundSamples,
-    foreground_samples,
+    draw_foreground_samples,
     intensity_properties,
 )
 from nnunetv2.imageio.label_values import RoundedLabelsWarning
@@ -58,34 +58,42 @@ def extract(raw_folder, **options) -> dict:
     return SmallFingerprintExtractor(raw_folder.name, num_processes=1).run(**options)
 
 
-@pytest.mark.parametrize("num_samples", [5, 1000, DRAW_CHUNK + 17])
+@pytest.mark.parametrize("num_samples", [5, 1000, PIECE + 17])
 def test_the_draw_is_that_of_numpy_and_shared_by_all_channels(num_samples: int) -> None:
     image, segmentation = case(0, channels=3)
-    drawn = foreground_samples(segmentation[None], image, 1234, num_samples)
+    drawn = draw_foreground_samples(segmentation[None], image, 1234, num_samples)
     for ours, plain in zip(drawn, plain_samples(image, segmentation, num_samples), strict=True):
         assert np.array_equal(np.asarray(ours), plain) and len(ours) == num_samples
 
 
 def test_few_voxels_travel_instead_of_many_samples() -> None:
     image, segmentation = case(0)
-    (drawn,) = foreground_samples(segmentation[None], image, 1234, 1_000_000)
+    (drawn,) = draw_foreground_samples(segmentation[None], image, 1234, 1_000_000)
     assert isinstance(drawn, ForegroundSamples)
     assert len(pickle.dumps(drawn)) < 10_000
-    (drawn,) = foreground_samples(segmentation[None], image, 1234, 10)
+    (drawn,) = draw_foreground_samples(segmentation[None], image, 1234, 10)
     assert isinstance(drawn, np.ndarray)
 
 
 @pytest.mark.parametrize("with_empty_case", [False, True])
-def test_statistics_equal_those_of_one_long_array_to_the_last_bit(with_empty_case: bool) -> None:
-    images = [case(seed)[0] for seed in range(3)]
-    segmentations = [case(seed)[1] for seed in range(3)]
+@pytest.mark.parametrize("num_samples", [3, 26, 27, 500, 100_003, 3 * PIECE + 77])
+def test_statistics_equal_those_of_one_long_array_to_the_last_bit(num_samples: int, with_empty_case: bool) -> None:
+    # 27 voxels a case: below that the samples themselves are kept, from eight times that on the draws are counted
+    cases = [case(seed) for seed in range(3)]
     if with_empty_case:
-        segmentations[1][:] = 0
-    lazy = [foreground_samples(s[None], i, 1234, 100_003)[0] for i, s in zip(images, segmentations, strict=True)]
-    plain = [plain_samples(i, s, 100_003)[0] for i, s in zip(images, segmentations, strict=True)]
+        cases[1][1][:] = 0
+    lazy = [draw_foreground_samples(s[None], i, 1234, num_samples)[0] for i, s in cases]
+    plain = [plain_samples(i, s, num_samples)[0] for i, s in cases]
     assert intensity_properties(lazy) == plain_properties(plain)
     # a case without foreground makes the concatenation float64, which changes the last digits
     assert np.concatenate(plain).dtype == (np.float64 if with_empty_case else np.float32)
+
+
+def test_sums_far_longer_than_a_piece_equal_those_of_numpy() -> None:
+    voxels = np.random.RandomState(0).lognormal(5, 2, size=50_000).astype(np.float32)
+    lazy = [ForegroundSamples(voxels[i::2], np.random.RandomState(i).get_state(), 8_500_001 + i) for i in range(2)]  # together more than float32 counts exactly
+    properties = intensity_properties([*lazy, voxels[:1000]])
+    assert properties == plain_properties([np.asarray(lazy[0]), np.asarray(lazy[1]), voxels[:1000]])
 
 
 def test_the_file_holds_shapes_after_cropping_and_sorted_keys(write_raw_dataset, folders) -> None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from nnunetv2.experiment_planning.dataset_fingerprint.intensity_statistics import (
+    PERCENTILES,
+    Samples,
+    draw_foreground_samples,
+    intensity_properties,
+)
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.label_values import check_finite, whole_label_values
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
@@ -23,74 +28,6 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 # Foreground intensities drawn from all cases together; nnU-Net's number, which plans depend on in their last digits.
 TOTAL_SAMPLES = 10e7
 SAMPLING_SEED = 1234
-PERCENTILES = (0.5, 50.0, 99.5)
-# Samples are drawn in pieces that stay in the processor's cache; the random numbers are the same.
-DRAW_CHUNK = 2**20
-
-
-@dataclass(frozen=True)
-class ForegroundSamples:
-    """Intensities to be drawn with replacement, kept as the few voxels they are drawn from.
-
-    A case has thousands of foreground voxels and millions of samples: the draw is repeated where it is needed instead of being
-    sent between processes. ``np.asarray`` gives the samples.
-    """
-
-    voxels: np.ndarray  # float32 (n,), intensities of the foreground in C order
-    random_state: tuple  # of the numpy.random.RandomState before the draw
-    num_samples: int
-
-    def __len__(self) -> int:
-        return self.num_samples
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        samples = np.empty(self.num_samples, dtype=self.voxels.dtype if dtype is None else dtype)
-        self.draw_into(samples)
-        return samples
-
-    def draw_into(self, out: np.ndarray) -> None:
-        """Fill a 1D array of length `num_samples`."""
-        random = np.random.RandomState()
-        random.set_state(self.random_state)
-        for start in range(0, self.num_samples, DRAW_CHUNK):
-            count = min(DRAW_CHUNK, self.num_samples - start)
-            # what RandomState.choice draws with replacement
-            out[start : start + count] = self.voxels[random.randint(0, len(self.voxels), size=count)]
-
-
-def skip_draw(random: np.random.RandomState, num_voxels: int, num_samples: int) -> None:
-    """Advance the random state by one draw."""
-    for start in range(0, num_samples, DRAW_CHUNK):
-        random.randint(0, num_voxels, size=min(DRAW_CHUNK, num_samples - start))
-
-
-def foreground_samples(
-    segmentation: np.ndarray, images: np.ndarray, seed: int, num_samples: int
-) -> list[ForegroundSamples | np.ndarray | list]:
-    """Samples of every channel, drawn with replacement from the voxels whose label is above 0 (the ignore label too).
-
-    Args:
-        segmentation: Labels (1, x, y, z).
-        images: float32 (c, x, y, z).
-        seed: Of one random state that all channels share, in order.
-        num_samples: By channel.
-
-    Returns:
-        By channel something that ``np.asarray`` makes an array; an empty list without foreground.
-    """
-    mask = segmentation[0] > 0
-    num_voxels = int(np.count_nonzero(mask))
-    if num_voxels == 0:
-        return [[] for _ in images]
-    random = np.random.RandomState(seed)
-    samples: list[ForegroundSamples | np.ndarray | list] = []
-    for channel, image in enumerate(images):
-        lazy = ForegroundSamples(image[mask], random.get_state(), num_samples)
-        # Whichever takes less memory travels to the parent process.
-        samples.append(lazy if num_voxels < num_samples else np.asarray(lazy))
-        if channel < len(images) - 1:
-            skip_draw(random, num_voxels, num_samples)
-    return samples
 
 
 class DatasetFingerprintExtractor:
@@ -144,7 +81,7 @@ class DatasetFingerprintExtractor:
             ValueError: If the arrays are not 4D or hold NaN.
         """
         check_case_arrays(images, segmentation)
-        samples = foreground_samples(segmentation, images, seed, num_samples)
+        samples = draw_foreground_samples(segmentation, images, seed, num_samples)
         return [np.asarray(s) if len(s) else [] for s in samples], foreground_statistics(segmentation, images)
 
     @staticmethod
@@ -154,7 +91,7 @@ class DatasetFingerprintExtractor:
         """What one case adds to the fingerprint.
 
         Returns:
-            Shape after cropping, spacing in mm of the image, samples by channel (see `foreground_samples`), statistics by channel,
+            Shape after cropping, spacing in mm of the image, samples by channel (see `draw_foreground_samples`), statistics by channel,
             and the share of voxels that cropping left.
         """
         reader = reader_writer_class()
@@ -171,7 +108,7 @@ class DatasetFingerprintExtractor:
 
         cropped, cropped_segmentation, _ = crop_to_nonzero(images, segmentation)
         check_case_arrays(cropped, cropped_segmentation)
-        samples = foreground_samples(cropped_segmentation, cropped, SAMPLING_SEED, num_samples)
+        samples = draw_foreground_samples(cropped_segmentation, cropped, SAMPLING_SEED, num_samples)
         statistics = foreground_statistics(cropped_segmentation, cropped)
         relative_size = np.prod(cropped.shape[1:]) / np.prod(images.shape[1:])
         return cropped.shape[1:], properties["spacing"], samples, statistics, float(relative_size)
@@ -239,7 +176,7 @@ class DatasetFingerprintExtractor:
                 f"number ({listed}). Every channel is a file CASE_0000, CASE_0001, ... in imagesTr."
             )
 
-    def intensity_properties(self, samples: Sequence[ForegroundSamples | np.ndarray | list]) -> dict[str, float]:
+    def intensity_properties(self, samples: Sequence[Samples]) -> dict[str, float]:
         """Statistics of the samples of one channel over all cases."""
         if not any(len(s) for s in samples):
             raise ValueError(
@@ -247,38 +184,6 @@ class DatasetFingerprintExtractor:
                 "Check that labelsTr holds the segmentations and that the background is 0."
             )
         return intensity_properties(samples)
-
-
-def intensity_properties(samples: Sequence[ForegroundSamples | np.ndarray | list]) -> dict[str, float]:
-    """Mean, deviation, extremes and percentiles of samples laid end to end.
-
-    The numbers are those of ``np.mean``, ``np.std`` and ``np.percentile`` on one array, in float32, or in float64 if any case
-    has no foreground (concatenating an empty list makes it so in nnU-Net, which shows in the last digits). That array may hold
-    1e8 numbers, so it is the only one: each step works in place, and the samples are drawn a second time for the percentiles.
-    """
-    dtype = np.float32 if all(len(s) for s in samples) else np.float64
-    values = np.empty(sum(len(s) for s in samples), dtype=dtype)
-    fill(values, samples)
-    properties = {"mean": float(np.mean(values)), "min": float(np.min(values)), "max": float(np.max(values))}
-    values -= np.mean(values)
-    np.multiply(values, values, out=values)
-    properties["std"] = float(np.sqrt(np.mean(values)))
-
-    fill(values, samples)
-    low, median, high = np.percentile(values, PERCENTILES, overwrite_input=True)
-    return properties | {"median": float(median), "percentile_00_5": float(low), "percentile_99_5": float(high)}
-
-
-def fill(values: np.ndarray, samples: Iterable[ForegroundSamples | np.ndarray | list]) -> None:
-    """Lay samples end to end."""
-    start = 0
-    for case_samples in samples:
-        part = values[start : start + len(case_samples)]
-        if isinstance(case_samples, ForegroundSamples):
-            case_samples.draw_into(part)
-        else:
-            part[:] = case_samples
-        start += len(case_samples)
 
 
 def foreground_statistics(segmentation: np.ndarray, images: np.ndarray) -> list[dict[str, float]]:

@@ -128,7 +128,7 @@ class ExperimentPlanner:
         return determine_reader_writer_from_dataset_json(self.dataset_json, example_image)
 
     @staticmethod
-    def static_estimate_VRAM_usage(  # noqa: N802 public name of nnU-Net
+    def static_estimate_VRAM_usage(
         patch_size: Sequence[int],
         input_channels: int,
         output_channels: int,
@@ -360,7 +360,7 @@ class ExperimentPlanner:
             "plans_name": self.plans_identifier,
             "original_median_spacing_after_transp": np.median(fingerprint["spacings"], 0)[transpose_forward],
             "original_median_shape_after_transp": [
-                int(round(n)) for n in np.median(fingerprint["shapes_after_crop"], 0)[transpose_forward]
+                round(n) for n in np.median(fingerprint["shapes_after_crop"], 0)[transpose_forward]
             ],
             "image_reader_writer": self.determine_reader_writer().__name__,
             "transpose_forward": transpose_forward,

@@ -1,0 +1,220 @@
+"""The commands before training: options, and errors that a user can act on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_datasets import SUBTYPE, write_tiny_dataset
+
+from nnunetv2.cli.arguments import run_command
+from nnunetv2.cli.plan_and_preprocess import (
+    extract_fingerprint_entry,
+    move_plans_entry,
+    plan_and_preprocess_entry,
+    plan_experiment_entry,
+    preprocess_entry,
+)
+
+COMMANDS = [plan_and_preprocess_entry, extract_fingerprint_entry, plan_experiment_entry, preprocess_entry]
+DATASET = "Dataset007_Tiny"
+
+
+@pytest.fixture
+def tiny(nnunet_folders: dict[str, Path]) -> Path:
+    """Preprocessed folder of a dataset that only has raw files so far."""
+    write_tiny_dataset(nnunet_folders["raw"] / DATASET, num_cases=4)
+    return nnunet_folders["preprocessed"] / DATASET
+
+
+@pytest.fixture
+def quick_fingerprint(tiny: Path) -> Path:
+    """The same with a fingerprint."""
+    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+
+    extractor = DatasetFingerprintExtractor(7, num_processes=1)
+    extractor.num_foreground_voxels_for_intensitystats = 10_000
+    extractor.run()
+    return tiny
+
+
+def message(capsys: pytest.CaptureFixture[str], command, *arguments: str) -> str:
+    """What a failing command says on stderr; its exit status must be 1."""
+    with pytest.raises(SystemExit) as stop:
+        command([*arguments])
+    assert stop.value.code == 1
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    return next(line for line in said.splitlines() if line.startswith("Error: "))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_misspelled_options_are_errors(command, capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        command(["-d", "7", "--misspelled"])
+    assert stop.value.code == 2
+    assert "--misspelled" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_dataset_is_required(command, capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        command([])
+    assert stop.value.code == 2
+    assert "-d" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(("dataset", "said"), [("42", "42"), ("Dataset042_None", "Dataset042_None")])
+def test_an_unknown_dataset_is_one_line(command, dataset, said, nnunet_folders, capsys) -> None:
+    assert said in message(capsys, command, "-d", dataset)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_missing_environment_variable_is_one_line(command, nnunet_folders, monkeypatch, capsys) -> None:
+    monkeypatch.delenv("nnUNet_raw")
+    assert "nnUNet_raw" in message(capsys, command, "-d", "Dataset007_Tiny")
+
+
+def test_an_unknown_planner_is_one_line(quick_fingerprint, capsys) -> None:
+    assert "NoPlanner" in message(capsys, plan_experiment_entry, "-d", "7", "-pl", "NoPlanner")
+    # a name that exists but is no planner
+    assert "load_fingerprint" in message(capsys, plan_experiment_entry, "-d", "7", "-pl", "load_fingerprint")
+    assert "NoExtractor" in message(capsys, extract_fingerprint_entry, "-d", "7", "-fpe", "NoExtractor")
+
+
+def test_a_spacing_of_two_numbers_is_one_line(quick_fingerprint, capsys) -> None:
+    assert "three positive numbers" in message(capsys, plan_experiment_entry, "-d", "7", "-overwrite_target_spacing", "1", "1")
+
+
+def test_planning_without_fingerprint_is_one_line(tiny, capsys) -> None:
+    assert "nnUNetv2_extract_fingerprint" in message(capsys, plan_experiment_entry, "-d", "7")
+
+
+def test_preprocessing_without_plans_is_one_line(quick_fingerprint, capsys) -> None:
+    assert "none.json" in message(capsys, preprocess_entry, "-d", "7", "-p", "none")
+
+
+def test_a_wrong_count_of_processes_is_found_at_once(capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        plan_and_preprocess_entry(["-d", "7", "-c", "2d", "-np", "1", "2"])
+    assert stop.value.code == 2
+    assert "2 numbers for 1 configurations" in capsys.readouterr().err
+
+
+def test_wrong_class_labels_are_found_before_anything_is_computed(nnunet_folders, capsys) -> None:
+    raw = nnunet_folders["raw"] / DATASET
+    write_tiny_dataset(raw, num_cases=4, classification={"subtype": SUBTYPE})
+    table = (raw / "labels.csv").read_text().splitlines()
+    table[1:3] = ["case_000,drak", "case_001,brigth"]
+    (raw / "labels.csv").write_text("\n".join(table))
+    with pytest.raises(SystemExit):
+        extract_fingerprint_entry(["-d", "7", "-np", "1"])
+    said = capsys.readouterr().err
+    assert "drak" in said and "brigth" in said
+    assert not (nnunet_folders["preprocessed"] / DATASET).exists()
+
+
+def test_plan_options_reach_the_planner(quick_fingerprint) -> None:
+    plan_experiment_entry(
+        ["-d", "7", "-pl", "ResEncUNetPlanner", "-gpu_memory_target", "4", "-overwrite_target_spacing", "2", "1", "1"]
+        + ["-overwrite_plans_name", "mine", "-preprocessor_name", "MyPreprocessor"]
+    )
+    plans = json.loads((quick_fingerprint / "mine.json").read_text())
+    assert plans["plans_name"] == "mine"
+    assert plans["experiment_planner_used"] == "ResEncUNetPlanner"
+    fullres = plans["configurations"]["3d_fullres"]
+    assert fullres["spacing"] == [2, 1, 1]
+    assert fullres["preprocessor_name"] == "MyPreprocessor"
+    assert fullres["architecture"]["network_class_name"].endswith("ResidualEncoderUNet")
+
+
+def test_options_may_be_abbreviated(quick_fingerprint) -> None:
+    plan_experiment_entry(["-d", "7", "-overwrite_plans", "short"])
+    assert (quick_fingerprint / "short.json").exists()
+
+
+def test_datasets_may_be_given_by_name(quick_fingerprint) -> None:
+    plan_experiment_entry(["-d", DATASET])
+    assert (quick_fingerprint / "nnUNetPlans.json").exists()
+
+
+def test_planning_copies_class_labels(nnunet_folders) -> None:
+    raw = nnunet_folders["raw"] / DATASET
+    write_tiny_dataset(raw, num_cases=4, classification={"subtype": SUBTYPE})
+    plan_and_preprocess_entry(["-d", "7", "--no_pp", "-npfp", "1", "--no_pbar"])
+    preprocessed = nnunet_folders["preprocessed"] / DATASET
+    assert (preprocessed / "labels.csv").read_text().startswith("identifier,subtype")
+    assert json.loads((preprocessed / "dataset.json").read_text())["classification"] == {"subtype": SUBTYPE}
+    assert not list(preprocessed.glob("nnUNetPlans_*"))
+
+
+def test_moved_plans_fit_the_other_dataset(quick_fingerprint, nnunet_folders) -> None:
+    plan_experiment_entry(["-d", "7"])
+    write_tiny_dataset(nnunet_folders["raw"] / "Dataset008_Other", num_cases=2)
+    (nnunet_folders["preprocessed"] / "Dataset008_Other").mkdir()
+    move_plans_entry(["-s", "7", "-t", "8", "-sp", "nnUNetPlans", "-tp", "pretrained"])
+    source = json.loads((quick_fingerprint / "nnUNetPlans.json").read_text())
+    moved = json.loads((nnunet_folders["preprocessed"] / "Dataset008_Other" / "pretrained.json").read_text())
+    assert (moved["dataset_name"], moved["plans_name"]) == ("Dataset008_Other", "pretrained")
+    assert moved["configurations"]["2d"]["data_identifier"] == "pretrained_2d"
+    assert moved["configurations"]["2d"]["patch_size"] == source["configurations"]["2d"]["patch_size"]
+
+
+def test_moving_plans_that_do_not_exist_is_one_line(quick_fingerprint, capsys) -> None:
+    assert "none.json" in message(capsys, move_plans_entry, "-s", "7", "-t", "7", "-sp", "none")
+
+
+def test_plans_of_another_dataset_are_refused(quick_fingerprint, capsys) -> None:
+    plan_experiment_entry(["-d", "7"])
+    path = quick_fingerprint / "nnUNetPlans.json"
+    plans = json.loads(path.read_text())
+    path.write_text(json.dumps(plans | {"dataset_name": "Dataset001_Other"}))
+    assert "nnUNetv2_move_plans_between_datasets" in message(capsys, preprocess_entry, "-d", "7")
+    path.write_text(json.dumps(plans))
+    description = json.loads((quick_fingerprint / "dataset.json").read_text())
+    (quick_fingerprint / "dataset.json").write_text(json.dumps(description | {"channel_names": {"0": "a", "1": "b"}}))
+    assert "names 2" in message(capsys, preprocess_entry, "-d", "7")
+
+
+@pytest.mark.parametrize(("variable", "arguments"), [("1", []), ("0", ["--verbose"])])
+def test_the_traceback_is_shown_on_request(variable, arguments, nnunet_folders, monkeypatch) -> None:
+    monkeypatch.setenv("nnUNet_debug", variable)
+    with pytest.raises(RuntimeError):
+        plan_experiment_entry(["-d", "42", *arguments])
+
+
+def test_faults_of_the_program_keep_their_traceback() -> None:
+    @run_command
+    def broken(argv=None) -> None:
+        {}["missing"]
+
+    with pytest.raises(KeyError):
+        broken([])
+
+
+def test_commands_answer_without_loading_numpy_or_torch() -> None:
+    script = (
+        "import sys\n"
+        "from nnunetv2.cli.plan_and_preprocess import plan_and_preprocess_entry\n"
+        "try:\n    plan_and_preprocess_entry(['--help'])\n"
+        "finally:\n    print(sorted({'numpy', 'torch', 'scipy'} & set(sys.modules)))\n"
+    )
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=os.environ).stdout
+    assert said.splitlines()[-1] == "[]"
+
+
+def test_planning_never_loads_torch() -> None:
+    script = (
+        "import sys\n"
+        "import nnunetv2.experiment_planning.plan_and_preprocess_api\n"
+        "import nnunetv2.experiment_planning.experiment_planners.resencUNet_planner\n"
+        "import nnunetv2.experiment_planning.experiment_planners.resampling.resample_with_torch\n"
+        "print('torch' in sys.modules)\n"
+    )
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=os.environ).stdout
+    assert said.strip() == "False"
