@@ -6,6 +6,7 @@ training process, which hands the results out in order: any number of workers, o
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import multiprocessing
 import os
@@ -68,7 +69,7 @@ class BatchStream:
         self._start_method = start_method
         self._next_position = start_epoch * batches_per_epoch
         self._next_task = self._next_position
-        self._results: dict[int, Batch] = {}
+        self._results: dict[int, Batch | _WorkerError] = {}  # arrived, not yet asked for
         self._workers: list[_Worker] = []
 
     @property
@@ -124,7 +125,8 @@ class BatchStream:
 
     def __del__(self) -> None:
         if getattr(self, "_workers", None):
-            self.close()
+            with contextlib.suppress(Exception):  # the interpreter may be going down
+                self.close()
 
     # --- workers
 
@@ -137,10 +139,13 @@ class BatchStream:
             while position not in self._results:
                 self._receive(block=True)
                 self._hand_out_tasks()
+            result = self._results.pop(position)
+            if isinstance(result, _WorkerError):
+                raise RuntimeError(f"{result.summary}\n\nIn the worker process:\n{result.traceback}")
         except BaseException:
             self.close()
             raise
-        return self._results.pop(position)
+        return result
 
     def _hand_out_tasks(self) -> None:
         """Keeps the workers busy up to the prefetch limit, the idlest first."""
@@ -170,8 +175,6 @@ class BatchStream:
             except (EOFError, OSError, RuntimeError):  # the last for a handle that was announced but never came
                 raise self._death_of(worker) from None
             worker.tasks.remove(position)
-            if isinstance(result, _WorkerError):
-                raise RuntimeError(f"{result.summary}\n\nIn the worker process:\n{result.traceback}")
             if position >= self._next_position:
                 self._results[position] = result
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
 
 IMAGE_PAD_VALUE = 0
 SEGMENTATION_PAD_VALUE = -1
-# Locations of this many bytes stay in memory per process; 6 bytes each, so 128 MiB are about 700 cases of 3 classes.
-CLASS_LOCATION_CACHE_BYTES = 128 * 1024**2
 
 
 class nnUNetDataLoader(DataLoader):
@@ -96,7 +93,6 @@ class nnUNetDataLoader(DataLoader):
         self._transforms_with_label_map: tuple[Any, Any] = (None, None)
         self.seed = random_seed() if seed is None else int(seed)
         self.sample_offset = sample_offset
-        self._class_locations = ClassLocationCache(CLASS_LOCATION_CACHE_BYTES)
 
     # --- which patch
 
@@ -218,10 +214,7 @@ class nnUNetDataLoader(DataLoader):
     def _read_patch(self, identifier: str, force_fg: bool) -> tuple[np.ndarray, np.ndarray]:
         """Image ``(C, *patch_size)`` float32 and segmentation ``(1 or 2, *patch_size)`` int16 at a random place."""
         image, segmentation, previous, properties = self._data.load_case(identifier)
-        class_locations = None
-        if force_fg or self.has_ignore:
-            class_locations = self._class_locations.get(identifier, properties)
-        lower, upper = self.get_bbox(image.shape[1:], force_fg, class_locations)
+        lower, upper = self.get_bbox(image.shape[1:], force_fg, properties.get("class_locations"))
         image_patch = crop_with_padding(image, lower, upper, IMAGE_PAD_VALUE, np.float32)
         label_patch = crop_with_padding(segmentation, lower, upper, SEGMENTATION_PAD_VALUE, np.int16)
         if previous is not None:
@@ -258,27 +251,6 @@ class nnUNetDataLoader(DataLoader):
         return Batch({"data": data, "target": target, "keys": identifiers, "class": classes})
 
 
-class ClassLocationCache:
-    """Class locations of the cases used last, small, so that their file is not read again for every sample."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
-        self._size = 0
-        self._entries: OrderedDict[str, dict] = OrderedDict()
-
-    def get(self, identifier: str, properties: Mapping[str, Any]) -> dict[int | tuple[int, ...], np.ndarray]:
-        """Locations by class, only coordinates. ``properties`` is looked into when the case is not known yet."""
-        if identifier in self._entries:
-            self._entries.move_to_end(identifier)
-            return self._entries[identifier]
-        compact = {key: _compact_locations(locations) for key, locations in properties["class_locations"].items()}
-        self._entries[identifier] = compact
-        self._size += _size_in_bytes(compact)
-        while self._size > self.max_bytes and len(self._entries) > 1:
-            self._size -= _size_in_bytes(self._entries.popitem(last=False)[1])
-        return compact
-
-
 def crop_with_padding(
     array: Any, lower: Sequence[int], upper: Sequence[int], pad_value: float, dtype: np.dtype | type
 ) -> np.ndarray:
@@ -305,19 +277,6 @@ def crop_with_padding(
         target = (slice(start - low, stop - low) for low, start, stop in zip(lower, first, last))
         patch[(*(slice(None) for _ in leading), *target)] = array[box]
     return patch
-
-
-def _compact_locations(locations: np.ndarray | Sequence) -> np.ndarray:
-    """Coordinates ``(n, 3)`` in the smallest of two integer types; the stored first column is always 0."""
-    coordinates = np.asarray(locations)
-    if coordinates.size == 0:
-        return np.zeros((0, 3), dtype=np.int16)
-    coordinates = coordinates[:, -3:]
-    return coordinates.astype(np.int16 if coordinates.max() < np.iinfo(np.int16).max else np.int32)
-
-
-def _size_in_bytes(locations: Mapping[Any, np.ndarray]) -> int:
-    return sum(array.nbytes for array in locations.values())
 
 
 def _check_sampling(identifiers: Sequence[str], probabilities: Sequence[float] | np.ndarray | None) -> None:

@@ -1,9 +1,14 @@
-"""Preprocessed cases as datasets: identifiers, and loading and saving of one case."""
+"""Preprocessed cases as datasets: identifiers, and loading and saving of one case.
+
+Nothing here imports torch. Arrays are opened lazily; the properties of a case, which hold all its class locations, are read
+once and kept in a compact form.
+"""
 
 from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Sequence
 from os.path import isfile, join
 from typing import Any
@@ -13,11 +18,19 @@ import numpy as np
 
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.preprocessing.case_storage import comp_blosc2_params as comp_blosc2_params  # part of this module's public names
-from nnunetv2.preprocessing.case_storage import open_array, select_filter, write_array
+from nnunetv2.preprocessing.case_storage import open_array, remove_case, select_filter, write_array
 from nnunetv2.training.dataloading.utils import unpack_dataset
-from nnunetv2.utilities.file_io import atomic_path, restricted_pickle_load, save_pickle
+from nnunetv2.utilities.file_io import atomic_path, load_properties, save_pickle
+
+# Class locations of this many bytes stay in memory, in each loading process: about 500 cases of three classes.
+PROPERTIES_CACHE_BYTES = 128 * 1024**2
 
 LoadedCase = tuple[Any, Any, Any, dict[str, Any]]
+
+# Class locations kept in memory per dataset object, of which every loading process has one. The least used give way.
+MAX_CACHED_BYTES = 128 * 1024**2
+# Coordinates below this are kept as int16: adding a patch size to one must not overflow.
+MAX_INT16_COORDINATE = 2**14
 
 
 class nnUNetBaseDataset(ABC):
@@ -34,7 +47,8 @@ class nnUNetBaseDataset(ABC):
         self.folder_with_segs_from_previous_stage = folder_with_segs_from_previous_stage
         self.identifiers = self.get_identifiers(folder) if identifiers is None else identifiers
         self.identifiers.sort()
-        self._properties: dict[str, dict[str, Any]] = {}
+        self._properties: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._cached_bytes = 0
 
     def __getitem__(self, identifier: str) -> LoadedCase:
         return self.load_case(identifier)
@@ -51,7 +65,7 @@ class nnUNetBaseDataset(ABC):
     @staticmethod
     @abstractmethod
     def get_identifiers(folder: str) -> list[str]:
-        """Sorted identifiers of the cases in a folder."""
+        """Sorted identifiers of the whole cases in a folder."""
 
     @staticmethod
     def unpack_dataset(
@@ -60,22 +74,28 @@ class nnUNetBaseDataset(ABC):
         """Make files that load faster, where the format needs it."""
 
     def load_properties(self, identifier: str) -> dict[str, Any]:
-        """Properties of a case, read once: the file holds every class location and can be larger than a patch."""
-        if identifier not in self._properties:
-            properties = restricted_pickle_load(join(self.source_folder, f"{identifier}.pkl"))
-            locations = properties.get("class_locations") or {}
-            # coordinates fit in 32 bits, half of what the file holds
-            properties["class_locations"] = {k: np.asarray(v, dtype=np.int32) if len(v) else v for k, v in locations.items()}
-            self._properties[identifier] = properties
-        return dict(self._properties[identifier])
+        """Properties of a case; read once, the file can be larger than a patch.
+
+        Class locations are rows ``(0, x, y, z)`` of a small integer dtype and not to be changed; the dict is the caller's.
+        """
+        properties = self._cached_properties.get(identifier)
+        if properties is None:
+            properties = load_properties(join(self.source_folder, f"{identifier}.pkl"))
+            locations = properties.get("class_locations")
+            if locations is not None:
+                properties["class_locations"] = {key: _compact(rows) for key, rows in locations.items()}
+            self._cached_properties[identifier] = properties
+            self._cached_bytes += _bytes_of_locations(properties)
+            while self._cached_bytes > MAX_CACHED_BYTES and len(self._cached_properties) > 1:
+                _, least_used = self._cached_properties.popitem(last=False)
+                self._cached_bytes -= _bytes_of_locations(least_used)
+        else:
+            self._cached_properties.move_to_end(identifier)
+        return dict(properties)
 
 
 class nnUNetDatasetBlosc2(nnUNetBaseDataset):
     """Compressed, chunked arrays (``.b2nd``), the format since nnU-Net 2.6."""
-
-    def __init__(self, folder: str, identifiers: list[str] | None = None, folder_with_segs_from_previous_stage: str | None = None) -> None:
-        super().__init__(folder, identifiers, folder_with_segs_from_previous_stage)
-        blosc2.set_nthreads(1)  # patches are read by several processes already
 
     def load_case(self, identifier: str) -> LoadedCase:
         data = open_array(join(self.source_folder, f"{identifier}.b2nd"))
@@ -99,16 +119,21 @@ class nnUNetDatasetBlosc2(nnUNetBaseDataset):
         blocks: Sequence[int] | None = None,
         chunks_seg: Sequence[int] | None = None,
         blocks_seg: Sequence[int] | None = None,
-        clevel: int = 5,
-        codec: Any = blosc2.Codec.LZ4HC,
-        filters: Any = None,
-        filters_seg: Any = None,
+        clevel: int | None = None,
+        codec: blosc2.Codec | None = None,
+        filters: blosc2.Filter | Sequence[blosc2.Filter] | None = None,
+        filters_seg: blosc2.Filter | Sequence[blosc2.Filter] | None = None,
     ) -> None:
-        """Write a case; the properties last, so that a case with properties is complete."""
-        write_array(data, output_filename_truncated + ".b2nd", blocks, chunks, codec=codec, clevel=clevel, filters=filters)
-        write_array(
-            seg, output_filename_truncated + "_seg.b2nd", blocks_seg or blocks, chunks_seg or chunks, codec=codec, clevel=clevel, filters=filters_seg
-        )
+        """Write a case, its properties last: a case with properties is whole.
+
+        Chunk and block shapes come from ``comp_blosc2_params``; those of the image are used for a segmentation without its own.
+        ``codec`` and ``clevel``: see ``case_storage.write_array``.
+        """
+        compression = {"codec": codec, "clevel": clevel}
+        blocks_seg, chunks_seg = blocks if blocks_seg is None else blocks_seg, chunks if chunks_seg is None else chunks_seg
+        remove_case(output_filename_truncated)
+        write_array(data, output_filename_truncated + ".b2nd", blocks, chunks, filters=filters, **compression)
+        write_array(seg, output_filename_truncated + "_seg.b2nd", blocks_seg, chunks_seg, filters=filters_seg, **compression)
         save_pickle(properties, output_filename_truncated + ".pkl")
 
     @staticmethod
@@ -121,7 +146,7 @@ class nnUNetDatasetBlosc2(nnUNetBaseDataset):
     @staticmethod
     def get_identifiers(folder: str) -> list[str]:
         names = _file_names(folder)
-        return sorted(n[:-5] for n in names if n.endswith(".b2nd") and not (n.endswith("_seg.b2nd") and n[:-9] + ".b2nd" in names))
+        return sorted(name[:-4] for name in names if name.endswith(".pkl") and name[:-4] + ".b2nd" in names)
 
 
 class nnUNetDatasetNumpy(nnUNetBaseDataset):
@@ -181,6 +206,31 @@ def infer_dataset_class(folder: str) -> type[nnUNetDatasetBlosc2] | type[nnUNetD
     return file_ending_dataset_mapping[endings.pop()]
 
 
+def _compact(rows: np.ndarray | Sequence[Any]) -> np.ndarray | Sequence[Any]:
+    """Class locations in the smallest signed dtype that leaves room for arithmetic; files hold int64."""
+    if len(rows) == 0:
+        return rows
+    rows = np.asarray(rows)
+    return rows.astype(np.int16 if rows.max() < MAX_INT16_COORDINATE else np.int32)
+
+
+def _bytes_of_locations(properties: dict[str, Any]) -> int:
+    """Memory of the class locations of a case."""
+    return sum(rows.nbytes for rows in (properties.get("class_locations") or {}).values() if isinstance(rows, np.ndarray))
+
+
 def _file_names(folder: str) -> set[str]:
     """Names of the files in a folder, hidden and temporary ones left out."""
     return {entry.name for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith(".")}
+
+
+def _compact(voxels: Any) -> Any:
+    """Coordinates in 16 bits where they fit, a quarter of what the file holds, else in 32."""
+    if len(voxels) == 0:
+        return voxels
+    voxels = np.asarray(voxels)
+    return voxels.astype(np.int16 if voxels.max() <= np.iinfo(np.int16).max else np.int32)
+
+
+def _bytes_of_locations(properties: dict[str, Any]) -> int:
+    return sum(getattr(voxels, "nbytes", 0) for voxels in properties["class_locations"].values())
