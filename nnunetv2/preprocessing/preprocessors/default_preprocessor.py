@@ -69,10 +69,12 @@ class DefaultPreprocessor:
                 f"Image and segmentation have different shapes, {data.shape[1:]} and {seg.shape[1:]}. Both must lie on the same voxel grid; "
                 "--verify_dataset_integrity lists every affected case."
             )
+        check_finite(data, "given as array")
         forward = [0, *(axis + 1 for axis in plans_manager.transpose_forward)]
-        # Normalisation works in place, so the caller's array is copied, in the new axis order at once.
-        data = np.array(data.transpose(forward), dtype=np.float32, order="C")
-        seg = None if seg is None else np.array(seg.transpose(forward), order="C")
+        # The only copy: everything up to normalization works on views of it. Its memory layout decides the last bit of the
+        # float32 sums of z-scores, so the axes are permuted after copying, as nnU-Net does.
+        data = data.astype(np.float32).transpose(forward)
+        seg = None if seg is None else _as_stored_labels(seg).transpose(forward)
         original_spacing = [properties["spacing"][axis] for axis in plans_manager.transpose_forward]
 
         properties["shape_before_cropping"] = data.shape[1:]
@@ -124,6 +126,11 @@ class DefaultPreprocessor:
         seg = None
         if seg_file is not None:
             seg = whole_label_values(reader.read_seg(seg_file)[0], str(seg_file))
+            if seg.shape[1:] != data.shape[1:]:
+                raise ValueError(
+                    f"{seg_file} has the shape {seg.shape[1:]}, its image {image_files[0]} the shape {data.shape[1:]}. Both must lie on "
+                    "the same voxel grid; --verify_dataset_integrity lists every affected case."
+                )
         return self.run_case_npy(data, seg, properties, plans_manager, configuration_manager, dataset_json)
 
     def run_case_save(
@@ -172,37 +179,35 @@ class DefaultPreprocessor:
         random = np.random.RandomState(seed)
         keys = [tuple(int(v) for v in c) if isinstance(c, (tuple, list)) else int(c) for c in classes_or_regions]
         labels_of = {key: key if isinstance(key, tuple) else (key,) for key in keys}
-        union = sorted({label for labels in labels_of.values() for label in labels})
-        flat = np.flatnonzero(np.isin(seg[0], union))
-        values = seg.reshape(-1)[flat]
-        flat = flat[np.argsort(values, kind="stable")]
-        runs, start = {}, 0
-        for label, count in zip(*np.unique(values, return_counts=True), strict=True):
-            runs[int(label)] = flat[start : start + count]
-            start += count
+        runs = _voxels_by_label(seg, sorted({label for labels in labels_of.values() for label in labels}))
         locations: dict[LabelOrRegion, np.ndarray | list] = {}
         for key in keys:
-            voxels = [runs[label] for label in labels_of[key] if label in runs]
+            voxels = [runs[label] for label in labels_of[key]]
             total = sum(map(len, voxels))
             if total == 0:
                 locations[key] = []
                 continue
             number = max(min(min_num_samples, total), int(np.ceil(total * min_percent_coverage)))
             drawn = np.concatenate(voxels)[random.choice(total, number, replace=False)]
-            locations[key] = np.stack((np.zeros_like(drawn), *np.unravel_index(drawn, seg.shape[1:])), axis=1)
+            locations[key] = np.stack((np.zeros(number, dtype=np.int64), *np.unravel_index(drawn, seg.shape[1:])), axis=1)
         return locations
 
     def _normalize(
         self, data: np.ndarray, seg: np.ndarray, configuration_manager: ConfigurationManager, foreground_intensity_properties_per_channel: dict
     ) -> np.ndarray:
-        """Normalise every channel in place by its scheme."""
+        """Normalize every channel by its scheme, in place."""
         import nnunetv2.preprocessing.normalization as package
 
-        for channel in range(data.shape[0]):
-            name = configuration_manager.normalization_schemes[channel]
+        schemes = configuration_manager.normalization_schemes
+        if len(schemes) != len(data):
+            raise ValueError(
+                f"The image has {len(data)} channels, but the plans describe {len(schemes)} (normalization schemes {', '.join(schemes)}). "
+                "Every case needs one file for each channel of dataset.json; plan again if dataset.json changed."
+            )
+        for channel, name in enumerate(schemes):
             scheme = recursive_find_python_class(package.__path__[0], name, package.__name__)
             if scheme is None:
-                raise RuntimeError(f"The plans name the normalization {name!r}, which does not exist in {package.__name__}.")
+                raise RuntimeError(f"The plans name the normalization {name!r}, which no module of {package.__name__} defines.")
             normalizer = scheme(
                 use_mask_for_norm=configuration_manager.use_mask_for_norm[channel],
                 intensityproperties=foreground_intensity_properties_per_channel[str(channel)],
@@ -237,8 +242,8 @@ class DefaultPreprocessor:
             for i in identifiers
         ]
         run_per_case(
-            self.run_case_save,
-            tasks,
+            _run_one_of_several,
+            [(self, min(num_processes, len(tasks)), *task) for task in tasks],
             identifiers=identifiers,
             num_processes=num_processes,
             description="preprocessing",
@@ -250,6 +255,47 @@ class DefaultPreprocessor:
     ) -> np.ndarray:
         """Hook of subclasses: the resampled segmentation as it will be stored."""
         return seg
+
+
+def _run_one_of_several(preprocessor: DefaultPreprocessor, num_processes: int, *task: Any) -> None:
+    """Store one case with this process' share of the cores: matrix products of all processes at once would overload them."""
+    if num_processes <= 1:
+        preprocessor.run_case_save(*task)
+        return
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(max(1, _available_cores() // num_processes)):
+        preprocessor.run_case_save(*task)
+
+
+def _available_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _as_stored_labels(seg: np.ndarray) -> np.ndarray:
+    """A copy of the labels as int16, the dtype of the stored segmentation.
+
+    Raises:
+        ValueError: If a value is no whole number or does not fit.
+    """
+    seg = whole_label_values(seg, "given as array")
+    if seg.size and (seg.min() < STORED_LABELS.min or seg.max() > STORED_LABELS.max):
+        raise ValueError(
+            f"The segmentation holds labels from {seg.min():g} to {seg.max():g}, but only {STORED_LABELS.min} to {STORED_LABELS.max} can be "
+            "stored. Renumber the labels from 0 upwards, in the files and in dataset.json."
+        )
+    return seg.astype(np.int16)
+
+
+def _voxels_by_label(seg: np.ndarray, labels: Sequence[int]) -> dict[int, np.ndarray]:
+    """Flat indices of the voxels of each label in ascending order, found in one pass whatever the number of labels."""
+    flat = np.flatnonzero(np.isin(seg, labels))
+    values = seg.reshape(-1)[flat]
+    order = np.argsort(values, kind="stable")
+    flat, values = flat[order], values[order]
+    starts, ends = np.searchsorted(values, labels, side="left"), np.searchsorted(values, labels, side="right")
+    return {label: flat[start:end] for label, start, end in zip(labels, starts, ends, strict=True)}
 
 
 def _remove_other_files(folder: str, dataset: dict[str, Any]) -> None:

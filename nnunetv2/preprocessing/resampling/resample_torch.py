@@ -38,6 +38,9 @@ def resample_torch_simple(
         device: Where to compute.
         memefficient_seg_resampling: One label at a time; ties are decided otherwise.
         mode: ``linear``, or any mode of ``torch.nn.functional.interpolate``.
+
+    Returns:
+        float32, or for labels int8 (int16 if one reaches 127); ``data`` itself if the shape does not change.
     """
     size = tuple(int(n) for n in new_shape)
     if tuple(data.shape[1:]) == size:
@@ -52,7 +55,7 @@ def resample_torch_simple(
         else:
             result = _interpolate(tensor.float(), size, mode)
         if isinstance(data, np.ndarray):
-            return result.cpu().numpy().astype(data.dtype if not is_seg else result.cpu().numpy().dtype, copy=False)
+            return result.cpu().numpy()
         return result.to(origin)
 
 

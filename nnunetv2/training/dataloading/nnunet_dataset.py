@@ -22,12 +22,10 @@ from nnunetv2.preprocessing.case_storage import open_array, remove_case, select_
 from nnunetv2.training.dataloading.utils import unpack_dataset
 from nnunetv2.utilities.file_io import atomic_path, load_properties, save_pickle
 
-# Class locations of this many bytes stay in memory, in each loading process: about 500 cases of three classes.
-PROPERTIES_CACHE_BYTES = 128 * 1024**2
-
 LoadedCase = tuple[Any, Any, Any, dict[str, Any]]
 
-# Class locations kept in memory per dataset object, of which every loading process has one. The least used give way.
+# Class locations kept in memory per dataset object, of which every loading process has one: about 500 cases of three classes.
+# The cases that were not used for the longest time give way.
 MAX_CACHED_BYTES = 128 * 1024**2
 # Coordinates below this are kept as int16: adding a patch size to one must not overflow.
 MAX_INT16_COORDINATE = 2**14
@@ -47,8 +45,12 @@ class nnUNetBaseDataset(ABC):
         self.folder_with_segs_from_previous_stage = folder_with_segs_from_previous_stage
         self.identifiers = self.get_identifiers(folder) if identifiers is None else identifiers
         self.identifiers.sort()
-        self._properties: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._cached_properties: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._cached_bytes = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy sent to another process starts with an empty cache."""
+        return self.__dict__ | {"_cached_properties": OrderedDict(), "_cached_bytes": 0}
 
     def __getitem__(self, identifier: str) -> LoadedCase:
         return self.load_case(identifier)
@@ -222,15 +224,3 @@ def _bytes_of_locations(properties: dict[str, Any]) -> int:
 def _file_names(folder: str) -> set[str]:
     """Names of the files in a folder, hidden and temporary ones left out."""
     return {entry.name for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith(".")}
-
-
-def _compact(voxels: Any) -> Any:
-    """Coordinates in 16 bits where they fit, a quarter of what the file holds, else in 32."""
-    if len(voxels) == 0:
-        return voxels
-    voxels = np.asarray(voxels)
-    return voxels.astype(np.int16 if voxels.max() <= np.iinfo(np.int16).max else np.int32)
-
-
-def _bytes_of_locations(properties: dict[str, Any]) -> int:
-    return sum(getattr(voxels, "nbytes", 0) for voxels in properties["class_locations"].values())
