@@ -239,7 +239,7 @@ def _score(trainer: nnUNetTrainer, folder: str, class_rows: Mapping[str, Mapping
         num_processes=1 if trainer.device.type == "cpu" else default_num_processes,
         chill=True,
     )
-    trainer.print_to_log_file("Validation complete", also_print_to_console=True)
+    trainer.print_to_log_file("All cases of the validation are predicted", also_print_to_console=True)
     trainer.print_to_log_file("Mean Validation Dice: ", summary["foreground_mean"]["Dice"], also_print_to_console=True)
     trainer.logger.log_summary("final_val/foreground_dice", summary["foreground_mean"]["Dice"])
     for label, metrics in summary["mean"].items():

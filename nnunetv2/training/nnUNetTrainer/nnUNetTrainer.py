@@ -452,7 +452,7 @@ class nnUNetTrainer:
             splits = load_json(file)
             self.print_to_log_file(f"Using the {len(splits)} folds of {file}")
             return splits
-        self.print_to_log_file("Creating a new 5-fold cross-validation split...")
+        self.print_to_log_file("No splits_final.json yet: making five folds.")
         case_labels = self.case_labels()
         if case_labels.tasks or groups:
             splits, problems = generate_stratified_split(identifiers, case_labels, groups)
@@ -646,7 +646,7 @@ class nnUNetTrainer:
             Path(self.output_folder, "checkpoint_latest.pth").unlink(missing_ok=True)
         self.stop_dataloaders()
         empty_cache(self.device)
-        self.print_to_log_file("Training done.")
+        self.print_to_log_file("The last epoch is done.")
 
     def stop_dataloaders(self) -> None:
         """End the worker processes."""
@@ -855,7 +855,7 @@ class nnUNetTrainer:
         ema_dice = self.logger.get_value("ema_fg_dice", self.current_epoch)
         if is_better(ema_dice, self._best_ema):
             self._best_ema = ema_dice
-            self.print_to_log_file(f"Yayy! New best EMA pseudo Dice: {np.round(self._best_ema, decimals=4)}")
+            self.print_to_log_file(f"New best EMA of the patch Dice: {np.round(self._best_ema, decimals=4)}")
             names.append("checkpoint_best.pth")
         if self.ema_case_score is not None and np.isfinite(self.ema_case_score):
             if is_better(self.ema_case_score, self._best_ema_case_score):
@@ -1001,12 +1001,12 @@ class nnUNetTrainer:
             "\n",
             add_timestamp=False,
         )
-        self.print_to_log_file("These are the global plan.json settings:\n", json.dumps(plans, default=str), "\n", add_timestamp=False)
+        self.print_to_log_file("Plans:\n", json.dumps(plans, default=str), "\n", add_timestamp=False)
 
     def plot_network_architecture(self) -> None:
         """A PDF of the network, where the package hiddenlayer is installed."""
         if self._do_i_compile():
-            self.print_to_log_file("Unable to plot network architecture: the network is compiled")
+            self.print_to_log_file("The network architecture is not drawn: the network is compiled")
             return
         try:
             import hiddenlayer
@@ -1015,7 +1015,7 @@ class nnUNetTrainer:
             graph = hiddenlayer.build_graph(self.network, example, transforms=None)
             graph.save(join(self.output_folder, "network_architecture.pdf"))
         except Exception as error:  # a picture is never worth a training
-            self.print_to_log_file(f"Unable to plot network architecture: {error}")
+            self.print_to_log_file(f"The network architecture is not drawn: {error}")
         finally:
             empty_cache(self.device)
 
