@@ -71,7 +71,7 @@ SEED_OFFSET_OF_VALIDATION = 1_000_003  # so that training and validation patches
 # Named in checkpoints, so that a continued training keeps the options it was started with.
 RUN_OPTIONS = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch")
 CITATION = (
-    "Please cite the following paper when using nnU-Net:\n"
+    "The method is nnU-Net. Please cite it:\n"
     "Isensee, F., Jaeger, P. F., Kohl, S. A., Petersen, J., & Maier-Hein, K. H. (2021). nnU-Net: a self-configuring method for deep "
     "learning-based biomedical image segmentation. Nature Methods, 18(2), 203-211.\n"
 )
@@ -996,7 +996,7 @@ class nnUNetTrainer:
         plans = copy.deepcopy(self.plans_manager.plans)
         plans.pop("configurations", None)
         self.print_to_log_file(
-            f"\nThis is the configuration used by this training:\nConfiguration name: {self.configuration_name}\n",
+            f"\nConfiguration {self.configuration_name}:\n",
             json.dumps(self.configuration_manager.configuration, default=str),
             "\n",
             add_timestamp=False,
