@@ -35,22 +35,19 @@ def resize_labels(labels: np.ndarray, new_shape: Sequence[int], order: int) -> n
     """
     if order == 0:
         return take_nearest(labels, new_shape)
-    codes = _integer_codes(labels)
+    codes = np.ascontiguousarray(_integer_codes(labels))
     mixed_code = np.iinfo(codes.dtype).min
-    taps = [linear_taps(old, new) for old, new in zip(labels.shape, new_shape, strict=True)]
-    interpolated = [axis for axis in range(3) if labels.shape[axis] != new_shape[axis]]
-
-    cells = np.where(_cells_with_several_labels(codes, interpolated), mixed_code, codes)
-    result = _take_along_all_axes(cells, [lower for lower, _, _ in taps])
-    flat = result.reshape(-1)
+    if codes.size and codes.min() == codes.max():
+        return np.full(new_shape, codes.flat[0], dtype=labels.dtype)
+    axes = [_AxisTaps(old, new, step) for old, new, step in zip(codes.shape, new_shape, _steps(codes.shape), strict=True)]
+    cells = np.where(_cells_with_several_labels(codes, [axis for axis in range(3) if axes[axis].interpolated]), mixed_code, codes)
+    result = _take_along_all_axes(cells, [axis.lower for axis in axes])
+    flat, flat_codes = result.reshape(-1), codes.reshape(-1)
     mixed = np.flatnonzero(flat == mixed_code)
-    nearest = [nearest_indices(old, new) for old, new in zip(labels.shape, new_shape, strict=True)]
     for start in range(0, len(mixed), VOXELS_PER_CHUNK):
         chunk = mixed[start : start + VOXELS_PER_CHUNK]
-        positions = np.unravel_index(chunk, result.shape)
-        nearest_labels = codes[tuple(index[position] for index, position in zip(nearest, positions, strict=True))]
-        flat[chunk] = _winning_labels(codes, taps, interpolated, positions, nearest_labels)
-    return result.astype(labels.dtype)
+        flat[chunk] = _winning_labels(flat_codes, axes, np.unravel_index(chunk, result.shape))
+    return result.astype(labels.dtype, copy=False)
 
 
 def take_nearest(labels: np.ndarray, new_shape: Sequence[int]) -> np.ndarray:
@@ -58,41 +55,68 @@ def take_nearest(labels: np.ndarray, new_shape: Sequence[int]) -> np.ndarray:
     return _take_along_all_axes(labels, [nearest_indices(old, new) for old, new in zip(labels.shape, new_shape, strict=True)])
 
 
-def _winning_labels(
-    codes: np.ndarray,
-    taps: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
-    interpolated: Sequence[int],
-    positions: Sequence[np.ndarray],
-    nearest_labels: np.ndarray,
-) -> np.ndarray:
-    """Winner at the given output positions, whose neighbours carry more than one label."""
-    index = [taps[axis][0][position] for axis, position in enumerate(positions)]
-    upper = [np.minimum(i + 1, n - 1) for i, n in zip(index, codes.shape, strict=True)]
-    neighbour_labels, weights = [], []
-    # The order of neighbours and of the float64 operations is scipy's; ties are decided by exact equality of the sums.
-    for corner in product((0, 1), repeat=len(interpolated)):
-        corner_index, weight = list(index), None
-        for axis, is_upper in zip(interpolated, corner, strict=True):
-            if is_upper:
-                corner_index[axis] = upper[axis]
-            axis_weight = taps[axis][1 + is_upper][positions[axis]]
-            weight = axis_weight if weight is None else weight * axis_weight
-        neighbour_labels.append(codes[tuple(corner_index)])
-        weights.append(weight)
+class _AxisTaps:
+    """Where the voxels of one output axis read the input: neighbours, their weights, the nearest; as flat offsets."""
 
-    best = np.zeros(len(nearest_labels))
-    winner = np.zeros_like(nearest_labels)
-    nearest_ties = np.zeros(len(nearest_labels), dtype=bool)
-    for label in neighbour_labels:
-        score = np.zeros(len(nearest_labels))
-        for other, weight in zip(neighbour_labels, weights, strict=True):
-            score += np.where(label == other, weight, 0.0)
+    def __init__(self, old: int, new: int, step: int) -> None:
+        self.interpolated = old != new
+        self.lower, lower_weight, upper_weight = linear_taps(old, new)
+        upper = np.minimum(self.lower + 1, old - 1)
+        self.offsets = [self.lower * step, upper * step] if self.interpolated else [self.lower * step]
+        self.weights = [lower_weight, upper_weight]
+        self.nearest_offset = nearest_indices(old, new) * step
+
+
+def _winning_labels(flat_codes: np.ndarray, axes: Sequence[_AxisTaps], positions: Sequence[np.ndarray]) -> np.ndarray:
+    """Winner at the given output positions, whose neighbours carry more than one label."""
+    neighbours, weights = [], []
+    # The order of neighbours and of the float64 operations is scipy's; ties are decided by exact equality of the sums.
+    for corner in product(*(range(len(axis.offsets)) for axis in axes)):
+        offset, weight = 0, None
+        for axis, end, position in zip(axes, corner, positions, strict=True):
+            offset = offset + axis.offsets[end][position]
+            if axis.interpolated:
+                axis_weight = axis.weights[end][position]
+                weight = axis_weight if weight is None else weight * axis_weight
+        neighbours.append(flat_codes[offset])
+        weights.append(weight)
+    nearest = flat_codes[sum(axis.nearest_offset[position] for axis, position in zip(axes, positions, strict=True))]
+
+    lowest, highest = np.minimum.reduce(neighbours), np.maximum.reduce(neighbours)
+    lowest_score, highest_score = np.zeros(len(nearest)), np.zeros(len(nearest))
+    has_third = np.zeros(len(nearest), dtype=bool)
+    for label, weight in zip(neighbours, weights, strict=True):
+        is_lowest, is_highest = label == lowest, label == highest
+        lowest_score += is_lowest * weight
+        highest_score += is_highest * weight
+        has_third |= ~(is_lowest | is_highest)
+    winner = np.where(lowest_score > highest_score, lowest, np.where(highest_score > lowest_score, highest, nearest))
+    several = np.flatnonzero(has_third)
+    if len(several):
+        winner[several] = _winner_of_several([label[several] for label in neighbours], [w[several] for w in weights], nearest[several])
+    return winner
+
+
+def _winner_of_several(neighbours: Sequence[np.ndarray], weights: Sequence[np.ndarray], nearest: np.ndarray) -> np.ndarray:
+    """Winner where three or more labels meet: the score of every neighbour's label is summed up."""
+    best = np.zeros(len(nearest))
+    winner = np.zeros_like(nearest)
+    nearest_ties = np.zeros(len(nearest), dtype=bool)
+    for label in neighbours:
+        score = np.zeros(len(nearest))
+        for other, weight in zip(neighbours, weights, strict=True):
+            score += (label == other) * weight
         better, level = score > best, score == best
-        is_nearest = label == nearest_labels
+        is_nearest = label == nearest
         winner = np.where(better, label, np.where(level, np.minimum(winner, label), winner))
         nearest_ties = np.where(better, is_nearest, nearest_ties | (level & is_nearest))
         np.maximum(best, score, out=best)
-    return np.where(nearest_ties, nearest_labels, winner)
+    return np.where(nearest_ties, nearest, winner)
+
+
+def _steps(shape: Sequence[int]) -> tuple[int, int, int]:
+    """Flat distance of neighbouring voxels along each axis of a C-contiguous array."""
+    return shape[1] * shape[2], shape[2], 1
 
 
 def _cells_with_several_labels(codes: np.ndarray, axes: Sequence[int]) -> np.ndarray:
