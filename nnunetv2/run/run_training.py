@@ -14,6 +14,7 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.checkpointing import CheckpointError, load_checkpoint_file
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.default_n_proc_DA import usable_cpus
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.file_io import load_json
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
@@ -240,7 +241,7 @@ def _prepare_device(device: torch.device) -> None:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise RuntimeError("-device mps, but torch finds no Metal device. Train with -device cpu.")
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(_available_cpus())
+        torch.set_num_threads(usable_cpus())
     elif device.type == "cuda":
         torch.set_num_threads(1)
         try:
@@ -250,10 +251,6 @@ def _prepare_device(device: torch.device) -> None:
         torch.backends.cudnn.deterministic = False
         torch.backends.cudnn.benchmark = True
 
-
-def _available_cpus() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_training_entry() -> None:

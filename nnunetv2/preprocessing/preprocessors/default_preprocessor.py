@@ -16,6 +16,7 @@ from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 from nnunetv2.scheduling import run_per_case
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.default_n_proc_DA import usable_cpus
 from nnunetv2.utilities.file_io import load_json, save_pickle
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
@@ -264,13 +265,9 @@ def _run_one_of_several(preprocessor: DefaultPreprocessor, num_processes: int, *
         return
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(max(1, _available_cores() // num_processes)):
+    with threadpool_limits(max(1, usable_cpus() // num_processes)):
         preprocessor.run_case_save(*task)
 
-
-def _available_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _as_stored_labels(seg: np.ndarray) -> np.ndarray:
