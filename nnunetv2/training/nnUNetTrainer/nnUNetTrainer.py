@@ -293,8 +293,8 @@ class nnUNetTrainer:
 
     def segmentation_parameters(self) -> list[nn.Parameter]:
         """Parameters of the network without those of the heads."""
-        heads = {id(parameter) for parameter in self.head_parameters()}
-        return [parameter for parameter in self.network.parameters() if id(parameter) not in heads]
+        named = unwrapped_network(self.network).named_parameters()
+        return [parameter for name, parameter in named if not name.startswith("classification_heads.")]
 
     def _do_i_compile(self) -> bool:
         """Whether network and Dice loss are compiled."""
@@ -1080,11 +1080,9 @@ def build_network_of(
 
 def loss_values(losses: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     """Losses as numpy scalars: the total, and its parts where there are several."""
-    values = {"loss": losses["loss"].detach().cpu().numpy()}
-    parts = {name: loss for name, loss in losses.items() if name != "loss"}
-    if len(parts) > 1:
-        values.update({f"loss_{name}": loss.detach().float().cpu().numpy() for name, loss in parts.items()})
-    return values
+    names = list(losses) if len(losses) > 2 else ["loss"]
+    values = torch.stack([losses[name].detach().float() for name in names]).cpu().numpy()  # one transfer: each one stops a GPU
+    return {name if name == "loss" else f"loss_{name}": np.asarray(value) for name, value in zip(names, values, strict=True)}
 
 
 def is_better(value: float, best: float | None) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -44,7 +45,7 @@ def interrupted_after(trainer_class: type[nnUNetTrainer], epoch: int) -> type[nn
 
 
 def assert_same_checkpoint(first: Path, second: Path) -> None:
-    """Everything but the times and the number of the random words that logging may use."""
+    """Everything but the times."""
     a, b = load_checkpoint_file(first), load_checkpoint_file(second)
     for content in (a, b):
         for name in DOES_NOT_REPEAT:
@@ -54,7 +55,15 @@ def assert_same_checkpoint(first: Path, second: Path) -> None:
     assert not different, different
 
 
-@pytest.mark.parametrize("trainer_class", [nnUNetTrainer, nnUNetTrainerMultitask])
+class DrawsRandomNumbers(nnUNetTrainer):
+    """As a user's trainer may, from every global generator."""
+
+    def train_step(self, batch: dict) -> dict:
+        noise = random.random() + float(np.random.rand()) + float(torch.rand(1))
+        return super().train_step({**batch, "data": batch["data"] + noise})
+
+
+@pytest.mark.parametrize("trainer_class", [nnUNetTrainer, DrawsRandomNumbers, nnUNetTrainerMultitask])
 def test_a_continued_training_ends_with_the_same_checkpoint(
     trainer_class: type[nnUNetTrainer], tiny_training: Folders, tmp_path: Path
 ) -> None:
@@ -141,7 +150,7 @@ def test_the_newest_readable_checkpoint_is_taken(tiny_training: Folders) -> None
     assert newest_checkpoint(str(folder))[0] == final
     final.write_bytes(final.read_bytes()[: final.stat().st_size // 2])
     messages: list[str] = []
-    path, checkpoint = newest_checkpoint(str(folder), messages.append)
+    _, checkpoint = newest_checkpoint(str(folder), messages.append)
     best = load_checkpoint_file(folder / "checkpoint_best.pth")["current_epoch"]
     assert checkpoint["current_epoch"] == max(2, best)
     assert "checkpoint_final.pth" in messages[0]
@@ -194,3 +203,20 @@ def test_latest_is_written_when_time_is_up(tiny_training: Folders) -> None:
         (1, "checkpoint_latest.pth"),
         (2, "checkpoint_final.pth"),
     ]
+
+
+def test_a_checkpoint_of_stock_nnunet_is_continued(tiny_training: Folders) -> None:
+    trainer = make_trainer(nnUNetTrainer, tiny_training["preprocessed"], num_epochs=1)
+    trainer.run_training()
+    file = Path(trainer.output_folder, "checkpoint_final.pth")
+    stock = load_checkpoint_file(file)
+    for name in ("classification", "head_optimizer_state", "training_state"):
+        del stock[name]
+    stock["_best_ema"] = np.float32(stock["_best_ema"])
+    stock["logging"]["mean_fg_dice"] = [np.float32(value) for value in stock["logging"]["mean_fg_dice"]]
+    torch.save(stock, file)
+    second = make_trainer(nnUNetTrainer, tiny_training["preprocessed"], num_epochs=2)
+    maybe_load_checkpoint(second, continue_training=True, validation_only=False)
+    assert second.current_epoch == 1
+    second.run_training()
+    assert len(second.logger.get_checkpoint()["mean_fg_dice"]) == 2
