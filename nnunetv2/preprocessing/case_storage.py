@@ -157,7 +157,9 @@ def open_array(path: str | os.PathLike[str]) -> blosc2.NDArray:
     try:
         return blosc2.open(urlpath=str(path), mode="r", dparams={"nthreads": 1}, **mapping)
     except (RuntimeError, ValueError, OSError) as error:
-        raise RuntimeError(f"{os.fspath(path)} cannot be read ({error}). It may be cut off; preprocess again: nnUNetv2_preprocess.") from error
+        raise RuntimeError(
+            f"{os.fspath(path)} cannot be read ({error}). It may be cut off; preprocess again: nnUNetv2_preprocess."
+        ) from error
 
 
 def remove_case(path_truncated: str) -> None:

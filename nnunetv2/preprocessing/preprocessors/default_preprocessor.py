@@ -11,7 +11,7 @@ import numpy as np
 
 from nnunetv2.imageio.label_values import check_finite, whole_label_values
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
-from nnunetv2.preprocessing.case_storage import comp_blosc2_params, write_array
+from nnunetv2.preprocessing.case_storage import comp_blosc2_params, remove_case, write_array
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 from nnunetv2.scheduling import run_per_case
@@ -67,8 +67,8 @@ class DefaultPreprocessor:
             dataset_json = load_json(dataset_json)
         if seg is not None and data.shape[1:] != seg.shape[1:]:
             raise ValueError(
-                f"Image and segmentation have different shapes, {data.shape[1:]} and {seg.shape[1:]}. Both must lie on the same voxel grid; "
-                "--verify_dataset_integrity lists every affected case."
+                f"Image and segmentation have different shapes, {data.shape[1:]} and {seg.shape[1:]}. "
+                "Both must lie on the same voxel grid; --verify_dataset_integrity lists every affected case."
             )
         check_finite(data, "given as array")
         forward = [0, *(axis + 1 for axis in plans_manager.transpose_forward)]
@@ -143,17 +143,17 @@ class DefaultPreprocessor:
         configuration_manager: ConfigurationManager,
         dataset_json: dict | str,
     ) -> None:
-        """Read, preprocess and store one training case."""
+        """Read, preprocess and store one training case.
+
+        An older version of the case goes first and the properties are written last: a case with properties is whole.
+        """
+        remove_case(output_filename_truncated)
         data, seg, properties = self.run_case(image_files, seg_file, plans_manager, configuration_manager, dataset_json)
-        if seg.max() > STORED_LABELS.max or seg.min() < STORED_LABELS.min:
-            raise ValueError(f"{seg_file}: label {int(seg.max())} does not fit; labels up to {STORED_LABELS.max} can be stored. Renumber them.")
-        data, seg = data.astype(np.float32, copy=False), seg.astype(np.int16)
+        data, seg = data.astype(np.float32, copy=False), seg.astype(np.int16, copy=False)
         patch_size = configuration_manager.patch_size
-        blocks, chunks = comp_blosc2_params(data.shape, patch_size, data.itemsize)
-        blocks_seg, chunks_seg = comp_blosc2_params(seg.shape, patch_size, seg.itemsize)
-        write_array(data, output_filename_truncated + ".b2nd", blocks, chunks)
-        write_array(seg, output_filename_truncated + "_seg.b2nd", blocks_seg, chunks_seg)
-        save_pickle(properties, output_filename_truncated + ".pkl")  # last: a case with properties is complete
+        write_array(data, output_filename_truncated + ".b2nd", *comp_blosc2_params(data.shape, patch_size, data.itemsize))
+        write_array(seg, output_filename_truncated + "_seg.b2nd", *comp_blosc2_params(seg.shape, patch_size, seg.itemsize))
+        save_pickle(properties, output_filename_truncated + ".pkl")
 
     @staticmethod
     def _sample_foreground_locations(
@@ -194,7 +194,11 @@ class DefaultPreprocessor:
         return locations
 
     def _normalize(
-        self, data: np.ndarray, seg: np.ndarray, configuration_manager: ConfigurationManager, foreground_intensity_properties_per_channel: dict
+        self,
+        data: np.ndarray,
+        seg: np.ndarray,
+        configuration_manager: ConfigurationManager,
+        foreground_intensity_properties_per_channel: dict[str, dict[str, float]],
     ) -> np.ndarray:
         """Normalize every channel by its scheme, in place."""
         import nnunetv2.preprocessing.normalization as package
@@ -269,7 +273,6 @@ def _run_one_of_several(preprocessor: DefaultPreprocessor, num_processes: int, *
         preprocessor.run_case_save(*task)
 
 
-
 def _as_stored_labels(seg: np.ndarray) -> np.ndarray:
     """A copy of the labels as int16, the dtype of the stored segmentation.
 
@@ -279,8 +282,8 @@ def _as_stored_labels(seg: np.ndarray) -> np.ndarray:
     seg = whole_label_values(seg, "given as array")
     if seg.size and (seg.min() < STORED_LABELS.min or seg.max() > STORED_LABELS.max):
         raise ValueError(
-            f"The segmentation holds labels from {seg.min():g} to {seg.max():g}, but only {STORED_LABELS.min} to {STORED_LABELS.max} can be "
-            "stored. Renumber the labels from 0 upwards, in the files and in dataset.json."
+            f"The segmentation holds labels from {seg.min():g} to {seg.max():g}, "
+            f"but only {STORED_LABELS.min} to {STORED_LABELS.max} can be stored. Renumber the labels from 0 upwards, in the files and in dataset.json."
         )
     return seg.astype(np.int16)
 

@@ -41,7 +41,7 @@ def compute_new_shape(old_shape: Sequence[int], old_spacing: Sequence[float], ne
     if not len(old_shape) == len(old_spacing) == len(new_spacing):
         raise ValueError(f"Axes differ: shape {tuple(old_shape)}, spacing {tuple(old_spacing)}, new spacing {tuple(new_spacing)}.")
     # Divide before multiplying: the order decides ties.
-    sizes = [int(round(old / new * n)) for old, new, n in zip(old_spacing, new_spacing, old_shape, strict=True)]
+    sizes = [round(old / new * n) for old, new, n in zip(old_spacing, new_spacing, old_shape, strict=True)]
     return np.array([max(1, size) for size in sizes])
 
 

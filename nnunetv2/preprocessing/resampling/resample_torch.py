@@ -14,6 +14,7 @@ from nnunetv2.preprocessing.resampling.default_resampling import determine_do_se
 
 ONE_HOT_SCALE = 1000  # spreads the indicator over float16's range
 CERTAIN = 700  # of ONE_HOT_SCALE: no other label can be larger
+CPU = torch.device("cpu")
 LINEAR_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 ArrayOrTensor = np.ndarray | torch.Tensor
@@ -24,7 +25,7 @@ def resample_torch_simple(
     new_shape: Sequence[int],
     is_seg: bool = False,
     num_threads: int = 4,
-    device: torch.device = torch.device("cpu"),
+    device: torch.device = CPU,
     memefficient_seg_resampling: bool = False,
     mode: str = "linear",
 ) -> ArrayOrTensor:
@@ -66,7 +67,7 @@ def resample_torch_fornnunet(
     new_spacing: Sequence[float],
     is_seg: bool = False,
     num_threads: int = 4,
-    device: torch.device = torch.device("cpu"),
+    device: torch.device = CPU,
     memefficient_seg_resampling: bool = False,
     force_separate_z: bool | None = None,
     separate_z_anisotropy_threshold: float = ANISO_THRESHOLD,

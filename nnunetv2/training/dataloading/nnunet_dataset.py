@@ -17,8 +17,13 @@ import blosc2
 import numpy as np
 
 from nnunetv2.configuration import default_num_processes
-from nnunetv2.preprocessing.case_storage import comp_blosc2_params as comp_blosc2_params  # part of this module's public names
-from nnunetv2.preprocessing.case_storage import open_array, remove_case, select_filter, write_array
+from nnunetv2.preprocessing.case_storage import (
+    comp_blosc2_params,  # noqa: F401 - part of this module's public names
+    open_array,
+    remove_case,
+    select_filter,
+    write_array,
+)
 from nnunetv2.training.dataloading.utils import unpack_dataset
 from nnunetv2.utilities.file_io import atomic_path, load_properties, save_pickle
 
@@ -108,7 +113,9 @@ class nnUNetDatasetBlosc2(nnUNetBaseDataset):
         return data, seg, previous, self.load_properties(identifier)
 
     @staticmethod
-    def _select_filter(arr: np.ndarray, blocks: Sequence[int] | None, chunks: Sequence[int] | None, codec: Any, clevel: int) -> blosc2.Filter:
+    def _select_filter(
+        arr: np.ndarray, blocks: Sequence[int] | None, chunks: Sequence[int] | None, codec: blosc2.Codec, clevel: int
+    ) -> blosc2.Filter:
         return select_filter(arr, blocks, chunks, codec, clevel)
 
     @staticmethod
@@ -191,7 +198,7 @@ class nnUNetDatasetNumpy(nnUNetBaseDataset):
 file_ending_dataset_mapping = {"npz": nnUNetDatasetNumpy, "b2nd": nnUNetDatasetBlosc2}
 
 
-def infer_dataset_class(folder: str) -> type[nnUNetDatasetBlosc2] | type[nnUNetDatasetNumpy]:
+def infer_dataset_class(folder: str) -> type[nnUNetDatasetBlosc2 | nnUNetDatasetNumpy]:
     """The dataset class of the files in a preprocessed folder.
 
     Raises:
@@ -202,7 +209,9 @@ def infer_dataset_class(folder: str) -> type[nnUNetDatasetBlosc2] | type[nnUNetD
         raise FileNotFoundError(f"{folder} does not exist. Preprocess this configuration first: nnUNetv2_preprocess.")
     endings = {name.rsplit(".", 1)[-1] for name in _file_names(folder)} & set(file_ending_dataset_mapping)
     if not endings:
-        raise FileNotFoundError(f"{folder} holds no preprocessed case (.b2nd or .npz). Preprocess this configuration first: nnUNetv2_preprocess.")
+        raise FileNotFoundError(
+            f"{folder} holds no preprocessed case (.b2nd or .npz). Preprocess this configuration first: nnUNetv2_preprocess."
+        )
     if len(endings) > 1:
         raise ValueError(f"{folder} holds both .npz and .b2nd files. Remove the folder and run nnUNetv2_preprocess again.")
     return file_ending_dataset_mapping[endings.pop()]
