@@ -39,7 +39,7 @@ def fold(text: str) -> int | str:
     if text == "all":
         return text
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor 'all'")
+        raise argparse.ArgumentTypeError(f"{text!r} is no fold; expected 0 or a higher whole number, or 'all'")
     return int(text)
 
 

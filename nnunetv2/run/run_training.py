@@ -119,7 +119,7 @@ def get_trainer_from_args(
     plans_file, dataset_file = join(folder, f"{plans_identifier}.json"), join(folder, "dataset.json")
     for file in (plans_file, dataset_file):
         if not isfile(file):
-            found = sorted(path.stem for path in Path(folder).glob("*Plans*.json"))
+            found = sorted(path.stem for path in Path(folder).glob("*Plans*.json") if not path.name.endswith(".settings.json"))
             raise FileNotFoundError(
                 f"{file} does not exist. Run nnUNetv2_plan_and_preprocess -d {dataset_name_or_id} first"
                 + (f", or choose other plans with -p: found {', '.join(found)}." if found else ".")

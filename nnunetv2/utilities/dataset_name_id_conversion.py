@@ -32,6 +32,13 @@ def convert_id_to_dataset_name(dataset_id: int) -> str:
     if len(names) == 1:
         return names[0]
     folders = "\n".join(f"  {root.env_var_name} = {root.get()}" for root in _ROOTS)
+    unset = [root.env_var_name for root in _ROOTS if not root.is_set()]
+    if not names and unset:
+        raise RuntimeError(
+            f"The dataset {dataset_id} cannot be found: the environment variable{'s' * (len(unset) > 1)} {', '.join(unset)} "
+            f"{'are' if len(unset) > 1 else 'is'} not set. Set {unset[-1]} and the others first, for example: "
+            f"export {unset[-1]}=/path/to/{unset[-1]}"
+        )
     if not names:
         raise RuntimeError(
             f"No dataset has the id {dataset_id}: there is no folder Dataset{int(dataset_id):03d}_* in\n{folders}\n"
