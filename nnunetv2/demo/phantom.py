@@ -19,11 +19,11 @@ from nnunetv2.utilities.file_io import atomic_path, save_json
 SUBTYPES = ("solid", "granular", "rim")
 LABELS = {"background": 0, "organ": 1, "lesion": 2}
 FILE_ENDING = ".nii.gz"
-SHAPE = (16, 64, 64)  # voxels per axis, (z, y, x)
+SHAPE = (12, 48, 48)  # voxels per axis, (z, y, x)
 SPACINGS_MM = ((4.0, 1.5, 1.5), (4.0, 1.4, 1.4))  # two scanners, (z, y, x)
 NOISE_SD = 18.0  # grey values
 BODY_MEAN, ORGAN_MEAN, LESION_MEAN = 90.0, 200.0, 130.0  # grey values
-LESION_RADIUS_MM = (8.5, 11.5)  # radius of a ball of the lesion's volume
+LESION_RADIUS_MM = (7.5, 10.5)  # radius of a ball of the lesion's volume
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +53,11 @@ def simulate_case(subtype: str, rng: np.random.Generator) -> PhantomCase:
     extent_mm = np.multiply(SHAPE, spacing)
 
     body = _ellipsoid_radius(position_mm, extent_mm / 2, extent_mm * (0.6, 0.47, 0.47)) < 1
-    organ_axes_mm = rng.uniform((22, 25, 28), (26, 31, 36))
-    organ_centre_mm = extent_mm / 2 + rng.uniform(-4, 4, 3)
+    organ_axes_mm = rng.uniform((17, 20, 22), (20, 24, 28))
+    organ_centre_mm = extent_mm / 2 + rng.uniform(-3, 3, 3)
     organ = _ellipsoid_radius(position_mm, organ_centre_mm, organ_axes_mm) < 1
 
-    lesion_centre_mm = organ_centre_mm + _random_direction(rng) * organ_axes_mm * rng.uniform(0.1, 0.45)
+    lesion_centre_mm = organ_centre_mm + _random_direction(rng) * organ_axes_mm * rng.uniform(0.1, 0.4)
     radius_mm = rng.uniform(*LESION_RADIUS_MM)
     depth = _lesion_depth(subtype, position_mm, lesion_centre_mm, radius_mm, rng)
     depth[~organ] = np.inf

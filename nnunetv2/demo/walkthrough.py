@@ -28,8 +28,8 @@ class DemoSettings:
     seed: int = 0
     num_training: int = 60
     num_test: int = 30
-    epochs: int = 14
-    iterations_per_epoch: int = 60
+    epochs: int = 20
+    iterations_per_epoch: int = 80
     device: str | None = None  # None: the training command's own choice
 
     @property
