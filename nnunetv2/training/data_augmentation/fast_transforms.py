@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.pseudo2d import Convert3DTo2DTransform
 from torch.nn.functional import grid_sample
 
 UNSETTLED = torch.iinfo(torch.int16).min  # marks voxels whose label depends on where exactly they are sampled
@@ -14,20 +19,67 @@ SAMPLE_MARGIN = 2  # voxels around the sampled box: one for interpolation, one f
 
 
 class FastSpatialTransform(SpatialTransform):
-    """Rotation and scaling in which labels are put to the vote only near their borders.
+    """Rotation and scaling that look at less, with the library's results bit by bit.
 
-    The library interpolates every label's indicator at every voxel and takes the best. Where a voxel and all of its
-    neighbours carry one label, the outcome is known. Results are the same bit by bit.
+    Labels: the library interpolates every label's indicator at every voxel and takes the best. Where a voxel and all of
+    its neighbours carry one label the outcome is known, so only points near borders are put to the vote.
+
+    Reading: a loader may ask before it reads a patch which part of it will be looked at (:meth:`draw_ahead`). Mostly
+    nothing is rotated or scaled, and then that is the middle.
     """
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self._drawn: dict | None = None
+
+    def draw_ahead(self, shape: Sequence[int]) -> tuple[slice, ...] | None:
+        """Draws the parameters of the next sample, which must be the next one that this transform gets.
+
+        Args:
+            shape: Spatial shape of the sample.
+
+        Returns:
+            The part of the sample that will be looked at; what the rest holds does not matter. None, and nothing drawn,
+            if that cannot be told.
+        """
+        self._drawn = None
+        can_tell = self._votes_near_borders() and not (self.random_crop or self.p_elastic_deform)
+        if not can_tell or callable(self.rotation) or callable(self.scaling):
+            return None
+        self._drawn = super().get_parameters(image=torch.empty((1, *shape), device="meta"))
+        if self._drawn["grid"] is not None:
+            return _sampled_box(self._drawn["grid"], shape)
+        starts = [n // 2 - size // 2 for n, size in zip(shape, self.patch_size)]
+        return tuple(slice(max(start, 0), min(start + size, n)) for start, size, n in zip(starts, self.patch_size, shape))
+
+    def forget_drawn(self) -> None:
+        """Takes :meth:`draw_ahead` back, in case that its sample never came."""
+        self._drawn = None
+
+    def get_parameters(self, **data_dict) -> dict:
+        parameters, self._drawn = self._drawn, None
+        return super().get_parameters(**data_dict) if parameters is None else parameters
 
     def _apply_to_segmentation(self, segmentation: torch.Tensor, **params) -> torch.Tensor:
         grid = params["grid"]
-        pads = self.border_mode_seg in ("zeros", "constant")
-        if grid is None or not pads or self.mode_seg != "bilinear" or self.seg_tiebreak != "nearest" or self.align_corners:
+        if grid is None or params["elastic_offsets"] is not None or not self._votes_near_borders():
             return super()._apply_to_segmentation(segmentation, **params)
         pad_label = int(self.padding_value_seg) if self.border_mode_seg == "constant" else 0
         outside = pad_label if self._may_reach_outside(grid, segmentation.shape[1:]) else None
         return torch.stack([resample_labels(channel, grid, outside) for channel in segmentation])
+
+    def _votes_near_borders(self) -> bool:
+        """Whether the settings are those that :func:`resample_labels` knows."""
+        is_vote = self.mode_seg == "bilinear" and self.seg_tiebreak == "nearest" and not self.align_corners
+        return is_vote and self.border_mode_seg in ("zeros", "constant")
+
+
+def first_spatial_transform(transforms: BasicTransform | None) -> tuple[FastSpatialTransform | None, bool]:
+    """The spatial transform with which a pipeline begins, if it does, and whether it acts on planes (dummy 2D)."""
+    steps = transforms.transforms if isinstance(transforms, ComposeTransforms) else []
+    in_planes = len(steps) > 0 and isinstance(steps[0], Convert3DTo2DTransform)
+    first = steps[in_planes] if len(steps) > in_planes else None
+    return (first if isinstance(first, FastSpatialTransform) else None), in_planes
 
 
 def resample_labels(labels: torch.Tensor, grid: torch.Tensor, outside: int | None) -> torch.Tensor:
@@ -35,7 +87,7 @@ def resample_labels(labels: torch.Tensor, grid: torch.Tensor, outside: int | Non
 
     Args:
         labels: Integer labels ``(*spatial)``, two or three axes.
-        grid: Sample points as for ``torch.nn.functional.grid_sample``, ``(*output, number of axes)``.
+        grid: Sample points as for ``torch.nn.functional.grid_sample``, ``(*output, number of axes)``, affine.
         outside: Label of everything outside of ``labels``; None if no sample point lies so near to it that it matters.
 
     Returns:
@@ -126,14 +178,14 @@ def _possible_labels(indicators: _Indicators, points: torch.Tensor, nearest: tor
     return lambda label: (lowest <= label) & (highest >= label) | anything if label != indicators.outside else torch.ones_like(anything)
 
 
-def _sampled_box(grid: torch.Tensor, shape: torch.Size) -> tuple[slice, ...]:
-    """The part of a volume that the grid's points lie in, with a margin."""
+def _sampled_box(grid: torch.Tensor, shape: Sequence[int]) -> tuple[slice, ...]:
+    """The part of a volume that the points of an affine grid lie in, with a margin."""
+    corners = grid[(*(slice(None, None, max(1, n - 1)) for n in grid.shape[:-1]),)].reshape(-1, len(shape))  # extremes are there
     box = []
     for axis, n in enumerate(shape):
-        lowest, highest = (float(value) for value in torch.aminmax(grid[..., len(shape) - 1 - axis]))
-        first, last = (((value + 1) * n - 1) / 2 for value in (lowest, highest))
-        start = min(max(int(np.floor(first)) - SAMPLE_MARGIN, 0), n - 1)
-        box.append(slice(start, max(min(int(np.ceil(last)) + SAMPLE_MARGIN + 1, n), start + 1)))
+        position = ((corners[:, len(shape) - 1 - axis] + 1) * n - 1) / 2
+        start = min(max(int(np.floor(position.min().item())) - SAMPLE_MARGIN, 0), n - 1)
+        box.append(slice(start, max(min(int(np.ceil(position.max().item())) + SAMPLE_MARGIN + 1, n), start + 1)))
     return tuple(box)
 
 

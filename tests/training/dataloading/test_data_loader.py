@@ -10,7 +10,8 @@ import torch
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 
-from nnunetv2.training.data_augmentation.default_augmentation import validation_transforms
+from nnunetv2.training.data_augmentation.default_augmentation import training_transforms, validation_transforms
+from nnunetv2.training.dataloading import data_loader
 from nnunetv2.training.dataloading.batch import Batch
 from nnunetv2.training.dataloading.class_targets import EvidenceRule
 from nnunetv2.training.dataloading.data_loader import crop_with_padding, nnUNetDataLoader
@@ -158,6 +159,43 @@ def test_segmentations_are_padded_with_minus_one_and_images_with_zero() -> None:
     assert inside.sum() == 2 * 6**3 and (batch["data"][~inside] == 0).all()
     assert (batch["target"][:, :1][~inside] == -1).all() and (batch["target"][:, 1:][inside] == 2).all()
     assert (batch["target"][:, 1:][~inside] == -1).all()
+
+
+@pytest.mark.parametrize("mode", ["3d", "planes", "2d"])
+def test_reading_only_what_is_needed_changes_nothing(monkeypatch, mode: str) -> None:
+    rng = np.random.default_rng(0)
+    cases = {}
+    for name in "xy":
+        labels = np.repeat(rng.integers(-1, 3, (1, 14, 5, 12)), 5, axis=2).astype(np.int16)
+        image, _, _, properties = case((2, 14, 25, 12), labels)
+        cases[name] = rng.normal(size=image.shape).astype(np.float32), labels, labels[0], properties
+    patch = (12, 10) if mode == "2d" else (8, 12, 10)
+    initial = (20, 17) if mode == "2d" else (8 if mode == "planes" else 13, 20, 17)
+    transforms = training_transforms(patch, (-1, 1), None, (0, 1), mode == "planes", None, True, [1, 2])
+    of = loader(initial, patch, cases, oversample_foreground_percent=0.5, transforms=transforms, seed=0)
+    monkeypatch.setattr(data_loader, "PARTIAL_READING_FROM_VOXELS", 10**9)
+    whole = [of.generate_batch(0, i) for i in range(12)]
+    monkeypatch.setattr(data_loader, "PARTIAL_READING_FROM_VOXELS", 0)
+    sizes = []
+    monkeypatch.setattr(data_loader, "crop_with_padding", lambda *a: sizes.append((crop := crop_with_padding(*a)).size) or crop)
+    for i, expected in enumerate(whole):
+        found = of.generate_batch(0, i)
+        assert torch.equal(found["data"], expected["data"]) and torch.equal(found["target"], expected["target"])
+    assert min(sizes) == np.prod(patch) and len(set(sizes)) > 4  # the middle alone, and parts of various sizes
+
+
+def test_what_was_drawn_for_a_broken_case_is_not_used_for_the_next(monkeypatch) -> None:
+    monkeypatch.setattr(data_loader, "PARTIAL_READING_FROM_VOXELS", 0)
+    image, labels, previous, properties = case((1, 20, 20, 20))
+    broken = np.zeros((1, 20, 20), np.float32), labels, previous, properties  # fails after the box is known
+    transforms = training_transforms((8, 8, 8), (-1, 1), None, (0, 1), False)
+    of = loader((12, 12, 12), (8, 8, 8), {"x": (image, labels, previous, properties)}, transforms=transforms, seed=0)
+    alone = of.generate_batch(0, 3)
+    of._data.cases["x"] = broken
+    with pytest.raises(RuntimeError, match="Case x"):
+        of.generate_batch(0, 1)
+    of._data.cases["x"] = image, labels, previous, properties
+    assert torch.equal(of.generate_batch(0, 3)["data"], alone["data"])
 
 
 # --- batches
