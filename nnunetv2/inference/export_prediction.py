@@ -212,11 +212,14 @@ def _segmentation_by_channel(
 
 def _index_of_largest(channels: Iterator[np.ndarray], dtype: type[np.unsignedinteger]) -> np.ndarray:
     """Like ``argmax`` over the channels: of equal values the first wins."""
-    best = np.array(next(channels))
+    best = np.array(next(channels), dtype=np.float32)
     labels = np.zeros(best.shape, dtype=dtype)
     for index, channel in enumerate(channels, start=1):
-        np.copyto(labels, dtype(index), where=channel > best)
-        np.maximum(best, channel, out=best)
+        # By plane, which stays in the processor's cache; in float32, because numpy compares float16 slowly.
+        for plane, best_plane, labels_plane in zip(channel, best, labels, strict=True):
+            plane = plane.astype(np.float32, copy=False)
+            np.copyto(labels_plane, dtype(index), where=plane > best_plane)
+            np.maximum(best_plane, plane, out=best_plane)
     return labels
 
 

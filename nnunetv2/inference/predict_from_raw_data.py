@@ -988,8 +988,10 @@ class nnUNetPredictor:
     def _mirrored_output(self, x: torch.Tensor, with_classes: bool) -> JointOutput:
         """Averaged segmentation logits ``(1, heads, *tile)``; class logits ``(copies, num_logits)`` of every copy."""
         first = self._network_output(x, with_classes)
-        # Summed up in place, so it must be memory of our own: a network may hand its input through.
-        logits = first.segmentation.clone() if first.segmentation.data_ptr() == x.data_ptr() else first.segmentation
+        # Copies are summed in float32 too, except where the reference's float16 is asked for.
+        logits = first.segmentation if half_accumulation_requested() else first.segmentation.float()
+        if logits.data_ptr() == x.data_ptr():  # a network that hands its input through: what follows works in place
+            logits = logits.clone()
         classes = {name: [values] for name, values in first.classification.items()}
         combinations = self._mirror_combinations()
         for axes in combinations:
