@@ -4,6 +4,8 @@ import gzip
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -517,3 +519,41 @@ def test_arguments_are_written_beside_the_predictions(model, images, tmp_path) -
     assert list(arguments) == sorted(arguments)
     assert (arguments["num_parts"], arguments["part_id"], arguments["overwrite"]) == (2, 1, True)
     assert json.loads((tmp_path / "out" / "plans.json").read_text()) == json.loads((model / "plans.json").read_text())
+
+
+def test_workers_do_without_torch(model, images, tmp_path) -> None:
+    """What a worker gets and does, in a process of its own."""
+    predictor = predictor_of(model)
+    case = data_iterators.cases_from_files([[str(images / "case_0_0000.nii.gz")]], None, None, ".nii.gz")[0]
+    (tmp_path / "task.pkl").write_bytes(pickle.dumps((case, predictor._preprocessing_settings())))
+    code = (
+        "import pickle, sys\nfrom nnunetv2.inference.data_iterators import preprocess_input_case\n"
+        f"data, _ = preprocess_input_case(*pickle.load(open({str(tmp_path / 'task.pkl')!r}, 'rb')))\n"
+        "assert data.shape == (1, 20, 22, 18)\nassert 'torch' not in sys.modules, 'torch was imported'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_second_stage_of_a_cascade_sees_the_first(tmp_path, images) -> None:
+    content = plans()
+    content["configurations"]["3d_fullres"]["previous_stage"] = "3d_lowres"
+    manager = PlansManager(content)
+    predictor = nnUNetPredictor(device=CPU, allow_tqdm=False)
+    seen = []
+
+    class Recorder(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(x)
+            return x.clone()
+
+    predictor.manual_initialization(Recorder(), manager, manager.get_configuration("3d_fullres"), None, dataset_json(), "any", None)
+    previous = np.zeros((16, 16, 16), np.uint8)
+    previous[:4], previous[4:8] = 1, 2
+    image = np.random.default_rng(0).random((1, 16, 16, 16), dtype=np.float32) + 1
+    predictor.predict_single_npy_array(image, {"spacing": [1, 1, 1]}, segmentation_previous_stage=previous)
+    assert seen[0].shape == (1, 3, 16, 16, 16)
+    np.testing.assert_array_equal(seen[0][0, 1:].numpy(), np.stack([previous == 1, previous == 2]))
+    with pytest.raises(ValueError, match="second stage of a cascade"):
+        predictor.predict_single_npy_array(image, {"spacing": [1, 1, 1]})
+    with pytest.raises(FileNotFoundError, match="previous stage"):
+        predictor.predict_from_files(str(images), None, folder_with_segs_from_prev_stage=str(tmp_path))
