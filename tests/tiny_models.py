@@ -128,7 +128,12 @@ def write_model(
         checkpoint = {
             "network_weights": network.state_dict(),
             "trainer_name": trainer_name,
-            "init_args": {"plans": plans_content, "configuration": next(iter(plans_content["configurations"])), "fold": fold, "dataset_json": dataset},
+            "init_args": {
+                "plans": plans_content,
+                "configuration": next(iter(plans_content["configurations"])),
+                "fold": fold,
+                "dataset_json": dataset,
+            },
             "inference_allowed_mirroring_axes": (0, 1, 2)[: len(next(iter(plans_content["configurations"].values()))["patch_size"])],
         }
         if classification:

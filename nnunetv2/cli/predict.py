@@ -45,7 +45,10 @@ def predict_entry(argv: Sequence[str] | None = None) -> None:
 def predict_modelfolder_entry(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``nnUNetv2_predict_from_modelfolder``."""
     parser = argparse.ArgumentParser(
-        prog="nnUNetv2_predict_from_modelfolder", description="Predict images with the model in a folder.", epilog=CITATION, allow_abbrev=True
+        prog="nnUNetv2_predict_from_modelfolder",
+        description="Predict images with the model in a folder.",
+        epilog=CITATION,
+        allow_abbrev=True,
     )
     parser.add_argument("-m", required=True, metavar="FOLDER", help="folder of the model, with fold_0, ..., dataset.json and plans.json")
     _add_options(parser)
@@ -79,7 +82,12 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--disable_progress_bar", action="store_true", help="for log files")
     parser.add_argument("--not_on_device", action="store_true", help="collect results in the CPU's memory: slower, needs less GPU memory")
     parser.add_argument(
-        "--save_cls", nargs="?", const=True, default=None, metavar="FILE", help="write classes: classification.csv in the output folder, or FILE"
+        "--save_cls",
+        nargs="?",
+        const=True,
+        default=None,
+        metavar="FILE",
+        help="write classes: classification.csv in the output folder, or FILE",
     )
     parser.add_argument("--cls_only", action="store_true", help="classes alone, without segmentations; needs --save_cls")
     parser.add_argument("--cls_heads", choices=HEADS, default=None, help="which heads of the model (default: joint)")
@@ -128,9 +136,7 @@ def _predict(model_folder: str, args: argparse.Namespace) -> None:
     predictor.initialize_from_trained_model_folder(model_folder, args.f, args.chk)
     options = None
     if args.save_cls is not None:
-        options = ClassificationOptions(
-            aggregation=args.cls_aggregation or "evidence", heads=args.cls_heads or "joint", only=args.cls_only
-        )
+        options = ClassificationOptions(aggregation=args.cls_aggregation or "evidence", heads=args.cls_heads or "joint", only=args.cls_only)
         predictor.check_classification_possible(options)
     predictor.predict_from_files(
         args.i,

@@ -47,9 +47,7 @@ def case_score_name(task: ClassificationTask) -> str:
     return "quadratic_kappa" if task.is_ordinal else "macro_f1"
 
 
-def task_report(
-    task: ClassificationTask, targets: Sequence[int | np.ndarray], probabilities: Sequence[np.ndarray]
-) -> dict[str, Any]:
+def task_report(task: ClassificationTask, targets: Sequence[int | np.ndarray], probabilities: Sequence[np.ndarray]) -> dict[str, Any]:
     """Scores of one task.
 
     Args:
@@ -59,8 +57,8 @@ def task_report(
 
     Returns:
         ``scores`` (``accuracy``, ``balanced_accuracy``, ``macro_f1``, ``auroc``; multilabel also ``macro_average_precision``, ordinal also
-        ``quadratic_kappa``), ``per_class`` (``n``, ``precision``, ``recall``, ``specificity``, ``f1``, ``auroc``, ``average_precision``) and
-        ``confusion``: rows are true classes; for multilabel by class ``[[TN, FP], [FN, TP]]``. What cannot be computed is NaN; a class
+        ``quadratic_kappa``), ``per_class`` (``n``, ``precision``, ``recall``, ``specificity``, ``f1``, ``auroc``, ``average_precision``)
+        and ``confusion``: rows are true classes; for multilabel by class ``[[TN, FP], [FN, TP]]``. What cannot be computed is NaN; a class
         that no case has is left out of ``auroc``, ``balanced_accuracy`` and ``macro_average_precision``, and counts 0 in ``macro_f1`` as in
         scikit-learn with ``zero_division=0``.
     """

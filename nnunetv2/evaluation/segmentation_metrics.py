@@ -19,9 +19,7 @@ def region_or_label_to_mask(segmentation: np.ndarray, region_or_label: LabelOrRe
     return mask
 
 
-def compute_tp_fp_fn_tn(
-    mask_ref: np.ndarray, mask_pred: np.ndarray, ignore_mask: np.ndarray | None = None
-) -> tuple[int, int, int, int]:
+def compute_tp_fp_fn_tn(mask_ref: np.ndarray, mask_pred: np.ndarray, ignore_mask: np.ndarray | None = None) -> tuple[int, int, int, int]:
     """Voxels that are in both masks, in the prediction alone, in the reference alone and in neither.
 
     Args:

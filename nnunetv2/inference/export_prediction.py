@@ -198,9 +198,7 @@ def _is_standard(label_manager: LabelManager) -> bool:
     )
 
 
-def _segmentation_by_channel(
-    logits: np.ndarray, resample: Callable[[np.ndarray], np.ndarray], label_manager: LabelManager
-) -> np.ndarray:
+def _segmentation_by_channel(logits: np.ndarray, resample: Callable[[np.ndarray], np.ndarray], label_manager: LabelManager) -> np.ndarray:
     """Labels of resampled logits, with one resampled channel in memory at a time."""
     if len(logits) != label_manager.num_segmentation_heads:
         raise ValueError(f"The network has {len(logits)} outputs, but the labels need {label_manager.num_segmentation_heads}.")
@@ -235,9 +233,7 @@ def _labels_of_regions(channels: Iterator[np.ndarray], label_manager: LabelManag
     return labels
 
 
-def _undo_crop(
-    segmentation: np.ndarray, bbox: list[list[int]], original_shape: tuple[int, ...], label_manager: LabelManager
-) -> np.ndarray:
+def _undo_crop(segmentation: np.ndarray, bbox: list[list[int]], original_shape: tuple[int, ...], label_manager: LabelManager) -> np.ndarray:
     """Background everywhere outside the box that was predicted."""
     result = np.zeros(tuple(original_shape), dtype=_label_dtype(label_manager))
     result[tuple(slice(start, stop) for start, stop in bbox)] = segmentation

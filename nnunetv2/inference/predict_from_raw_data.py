@@ -657,7 +657,9 @@ class nnUNetPredictor:
         executor = ThreadPoolExecutor(max(num_export, 1), thread_name_prefix="export")
         with executor:
             try:
-                for index, item in enumerate(tqdm(items, total=number_of_cases, desc="cases", disable=not self._shows_cases(number_of_cases))):
+                for index, item in enumerate(
+                    tqdm(items, total=number_of_cases, desc="cases", disable=not self._shows_cases(number_of_cases))
+                ):
                     outcomes.append(None)
                     identifier = _identifier_of(item, index)
                     try:
@@ -936,9 +938,7 @@ class nnUNetPredictor:
         data = data.to(results_device)
         half = half_accumulation_requested()
         weights = self._tile_weights(torch.half if half else torch.float32, results_device)
-        accumulator = TileAccumulator(
-            self.label_manager.num_segmentation_heads, data.shape[1:], weights, half=half, device=results_device
-        )
+        accumulator = TileAccumulator(self.label_manager.num_segmentation_heads, data.shape[1:], weights, half=half, device=results_device)
         for slicer in tqdm(slicers, desc="tiles", leave=False, disable=not self.allow_tqdm):
             tile = data[slicer][None].to(self.device)
             if classification is None:
@@ -958,9 +958,7 @@ class nnUNetPredictor:
         return result
 
     @torch.inference_mode()
-    def _classify_tiles(
-        self, data: torch.Tensor, slicers: Sequence[tuple[slice | int, ...]], classification: CaseClassification
-    ) -> None:
+    def _classify_tiles(self, data: torch.Tensor, slicers: Sequence[tuple[slice | int, ...]], classification: CaseClassification) -> None:
         """Class votes of all tiles without the decoder."""
         for slicer in tqdm(slicers, desc="tiles", leave=False, disable=not self.allow_tqdm):
             tile = data[slicer][None].to(self.device)
@@ -973,7 +971,11 @@ class nnUNetPredictor:
         if not self.use_gaussian:
             return None
         return compute_gaussian(
-            tuple(self.configuration_manager.patch_size), sigma_scale=1.0 / 8, value_scaling_factor=GAUSSIAN_PEAK, dtype=dtype, device=device
+            tuple(self.configuration_manager.patch_size),
+            sigma_scale=1.0 / 8,
+            value_scaling_factor=GAUSSIAN_PEAK,
+            dtype=dtype,
+            device=device,
         )
 
     def _mirror_combinations(self) -> list[tuple[int, ...]]:

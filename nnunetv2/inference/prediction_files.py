@@ -46,9 +46,7 @@ def check_different_folders(input_folder: str | os.PathLike, output_folder: str 
         raise ValueError(f"Input and output are the same folder, {os.fspath(input_folder)}. Choose another folder for the predictions.")
 
 
-def check_outputs(
-    list_of_lists: Sequence[Sequence[str]], output_files_truncated: Sequence[str | None] | None, file_ending: str
-) -> None:
+def check_outputs(list_of_lists: Sequence[Sequence[str]], output_files_truncated: Sequence[str | None] | None, file_ending: str) -> None:
     """Raise ValueError unless every case has a result of its own that replaces no image.
 
     Args:

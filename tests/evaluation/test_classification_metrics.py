@@ -40,8 +40,12 @@ def test_exclusive_classes_agree_with_scikit_learn(seed, task) -> None:
     assert report["confusion"] == metrics.confusion_matrix(truth, decided, labels=[0, 1, 2]).tolist()
     precision, recall, f1, support = metrics.precision_recall_fscore_support(truth, decided, labels=[0, 1, 2], zero_division=0)
     for k, values in enumerate(report["per_class"].values()):
-        assert [values[name] for name in ("precision", "recall", "f1", "n")] == pytest.approx([precision[k], recall[k], f1[k], support[k]], abs=1e-9)
-        assert values["average_precision"] == pytest.approx(metrics.average_precision_score(np.equal(truth, k), probabilities[:, k]), abs=1e-9)
+        assert [values[name] for name in ("precision", "recall", "f1", "n")] == pytest.approx(
+            [precision[k], recall[k], f1[k], support[k]], abs=1e-9
+        )
+        assert values["average_precision"] == pytest.approx(
+            metrics.average_precision_score(np.equal(truth, k), probabilities[:, k]), abs=1e-9
+        )
         assert values["specificity"] == pytest.approx(metrics.recall_score(np.not_equal(truth, k), decided != k), abs=1e-9)
 
 
@@ -93,7 +97,10 @@ def test_nothing_known_gives_nan_without_warnings() -> None:
 
 
 def test_the_case_score_is_the_mean_over_tasks() -> None:
-    tasks = {"m": ClassificationTask(name="m", classes=("a", "b")), "o": ClassificationTask(name="o", classes=("a", "b", "c"), type="ordinal")}
+    tasks = {
+        "m": ClassificationTask(name="m", classes=("a", "b")),
+        "o": ClassificationTask(name="o", classes=("a", "b", "c"), type="ordinal"),
+    }
     labels = CaseLabels(tasks, {"p": {"m": 0, "o": 0}, "q": {"m": 1, "o": 2}})
     table = {
         "p": {"m": np.array([0.9, 0.1]), "o": np.array([0.1, 0.8, 0.1])},

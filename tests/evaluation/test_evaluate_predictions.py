@@ -158,7 +158,9 @@ def test_labels_come_from_dataset_json_and_plans(folders, tmp_path) -> None:
     write(prediction / "a.nii.gz", segmentation(label_1=4, label_2=3))
     labels = {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}
     (tmp_path / "dataset.json").write_text(
-        json.dumps({"labels": labels, "regions_class_order": [1, 2], "file_ending": ".nii.gz", "channel_names": {"0": "MR"}, "numTraining": 1})
+        json.dumps(
+            {"labels": labels, "regions_class_order": [1, 2], "file_ending": ".nii.gz", "channel_names": {"0": "MR"}, "numTraining": 1}
+        )
     )
     (tmp_path / "plans.json").write_text(json.dumps({"plans_name": "p", "configurations": {}}))
     results = compute_metrics_on_folder2(
@@ -170,5 +172,6 @@ def test_labels_come_from_dataset_json_and_plans(folders, tmp_path) -> None:
 
 
 def test_evaluation_and_its_workers_do_without_torch() -> None:
-    code = "import sys, nnunetv2.evaluation.evaluate_predictions, nnunetv2.evaluation.classification_metrics; assert 'torch' not in sys.modules"
+    modules = "nnunetv2.evaluation.evaluate_predictions, nnunetv2.evaluation.classification_metrics"
+    code = f"import sys, {modules}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
