@@ -22,7 +22,7 @@ def test_defaults_are_those_of_nnunet() -> None:
 def test_a_fold_is_a_number_or_all(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         build_parser().parse_args(["4", "2d", "--", *arguments])
-    assert "neither a number nor 'all'" in capsys.readouterr().err
+    assert "is no fold; expected 0 or a higher whole number" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
