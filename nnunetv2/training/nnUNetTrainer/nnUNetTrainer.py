@@ -48,7 +48,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.distributed import batch_share_of_rank, is_distributed, process_rank
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
-from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper, deep_supervision_weights
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss, get_tp_fp_fn_tn
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.compilation import is_compiler_error, reason_not_to_compile, unwrapped_network
@@ -326,11 +326,9 @@ class nnUNetTrainer:
         """The loss over all outputs of the decoder, each half as important as the next finer one, the coarsest left out."""
         if not self.enable_deep_supervision:
             return loss
-        weights = np.array([1 / 2**i for i in range(len(self._get_deep_supervision_scales()))])
-        if len(weights) > 1:
-            # In a distributed training unused parameters are an error, except in compiled networks.
-            weights[-1] = 1e-6 if self.is_ddp and not self._do_i_compile() else 0
-        return DeepSupervisionWrapper(loss, weights / weights.sum())
+        # Every parameter needs a gradient in a distributed training without compilation.
+        zero_last = 1e-6 if self.is_ddp and not self._do_i_compile() else 0.0
+        return DeepSupervisionWrapper(loss, deep_supervision_weights(len(self._get_deep_supervision_scales()), zero_last))
 
     def _get_deep_supervision_scales(self) -> list[list[float]] | None:
         """Size of each decoder output relative to the patch, finest first; None without deep supervision."""
