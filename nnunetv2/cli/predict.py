@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 DEFAULT_FOLDS = (0, 1, 2, 3, 4)
 DEFAULT_PROCESSES = 3
 AGGREGATIONS = ("evidence", "mean", "max", "top3")
-HEADS = ("joint",)
+HEAD_SETS = ("refit", "joint")
 CITATION = (
     "If you use nnU-Net in your research, please cite: Isensee, F., Jaeger, P. F., Kohl, S. A., Petersen, J., & Maier-Hein, K. H. (2021). "
     "nnU-Net: a self-configuring method for deep learning-based biomedical image segmentation. Nature Methods, 18(2), 203-211."
@@ -90,7 +90,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="write classes: classification.csv in the output folder, or FILE",
     )
     parser.add_argument("--cls_only", action="store_true", help="classes alone, without segmentations; needs --save_cls")
-    parser.add_argument("--cls_heads", choices=HEADS, default=None, help="which heads of the model (default: joint)")
+    parser.add_argument("--cls_heads", choices=HEAD_SETS, default=None, help="heads trained after the segmentation, or together with it (default: refit, where there are any)")
     parser.add_argument("--cls_aggregation", choices=AGGREGATIONS, default=None, help="how tiles vote (default: evidence)")
     add_verbose(parser)
 
@@ -133,10 +133,10 @@ def _predict(model_folder: str, args: argparse.Namespace) -> None:
         verbose_preprocessing=args.verbose,
         allow_tqdm=not args.disable_progress_bar,
     )
-    predictor.initialize_from_trained_model_folder(model_folder, args.f, args.chk)
+    predictor.initialize_from_trained_model_folder(model_folder, args.f, args.chk, classification_heads=args.cls_heads)
     options = None
     if args.save_cls is not None:
-        options = ClassificationOptions(aggregation=args.cls_aggregation or "evidence", heads=args.cls_heads or "joint", only=args.cls_only)
+        options = ClassificationOptions(aggregation=args.cls_aggregation or "evidence", only=args.cls_only)
         predictor.check_classification_possible(options)
     predictor.predict_from_files(
         args.i,

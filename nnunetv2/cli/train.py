@@ -31,6 +31,17 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--iterations_per_epoch", type=positive_number, default=None, help="training steps per epoch (default: that of the trainer, 250); a fifth as many validate"
     )
+    parser.add_argument(
+        "--head_refit",
+        choices=("cases", "patches", "none"),
+        default=None,
+        help="how new classification heads are trained on the finished encoder (default: that of the trainer, cases)",
+    )
+    parser.add_argument(
+        "--refit_heads",
+        action="store_true",
+        help="only refit the heads: of this finished training, or of the network of any other one, given with -pretrained_weights",
+    )
     return parser
 
 
@@ -85,6 +96,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         seed=args.seed,
         num_epochs=args.epochs,
         num_iterations_per_epoch=args.iterations_per_epoch,
+        head_refit=args.head_refit,
+        only_refit_heads=args.refit_heads,
     )
 
 

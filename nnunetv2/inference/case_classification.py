@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from nnunetv2.network_architecture.classification_heads import class_probabilities
+from nnunetv2.network_architecture.classification_heads import CaseHead, class_probabilities
 from nnunetv2.network_architecture.predicted_evidence import PredictedEvidence
 from nnunetv2.utilities.label_handling.class_decision import predicted_target
 from nnunetv2.utilities.label_handling.classification_labels import ClassificationTask
 
 AGGREGATIONS = ("evidence", "mean", "max", "top3")
+AGGREGATIONS_OF_FEATURES = ("evidence", "mean")  # those that make sense of features as well as of probabilities
 TOP_TILES = 3
 # A tile's mean evidence below this (a millionth of its weighted voxels) is numerical dust of the softmax, not a structure.
 NO_EVIDENCE = 1e-6
@@ -31,7 +32,7 @@ class TaskPrediction:
 class _TileVotes:
     """What the tiles said about one task."""
 
-    probabilities: list[np.ndarray] = field(default_factory=list)
+    values: list[np.ndarray] = field(default_factory=list)  # class probabilities (K,), or the features (F,) of a head of whole cases
     evidence: list[float] = field(default_factory=list)
 
 
@@ -46,6 +47,8 @@ class CaseClassification:
         aggregation: ``evidence``: mean of the tiles weighted by the predicted evidence in them (the plain mean where there is
             none); ``mean``: plain mean; ``max``: by class the highest tile; ``top3``: by class the mean of the three highest tiles.
             The last two are scaled to sum to one, except for multilabel.
+        case_heads: Heads of whole cases by task name. Of these tasks the features of the tiles are averaged, and the head is applied once;
+            ``evidence`` and ``mean`` are the aggregations that they know.
     """
 
     def __init__(
@@ -53,12 +56,19 @@ class CaseClassification:
         tasks: Mapping[str, ClassificationTask],
         evidence: Mapping[str, PredictedEvidence] | None = None,
         aggregation: str = "evidence",
+        case_heads: Mapping[str, CaseHead] | None = None,
     ) -> None:
         if aggregation not in AGGREGATIONS:
             raise ValueError(f"Unknown aggregation {aggregation!r}. Choose one of {', '.join(AGGREGATIONS)}.")
         self.tasks = dict(tasks)
         self.evidence = dict(evidence or {})
         self.aggregation = aggregation
+        self.case_heads = dict(case_heads or {})
+        if self.case_heads and aggregation not in AGGREGATIONS_OF_FEATURES:
+            raise ValueError(
+                f"The aggregation {aggregation!r} is for heads that classify every tile; those of {', '.join(self.case_heads)} classify whole "
+                f"cases. Choose one of {', '.join(AGGREGATIONS_OF_FEATURES)}."
+            )
         self._votes: dict[str, _TileVotes] = {}
         self.clear()
 
@@ -75,7 +85,8 @@ class CaseClassification:
         """Add one tile.
 
         Args:
-            class_logits: By task ``(num_logits,)``, or ``(M, num_logits)`` for M mirrored copies, whose probabilities are averaged.
+            class_logits: By task ``(num_logits,)``, or ``(M, num_logits)`` for M mirrored copies, whose probabilities are averaged. Of a
+                head of whole cases, its features in place of logits.
             segmentation_logits: ``(C, *tile)``, averaged over the mirrored copies; None when only classes are predicted.
             tile_weights: Weight of the tile's voxels, as used for the segmentation; None if all count the same.
 
@@ -83,12 +94,13 @@ class CaseClassification:
             RuntimeError: If a class logit is not a finite number.
         """
         for name, task in self.tasks.items():
-            logits = class_logits[name].detach().float()
-            if not bool(torch.isfinite(logits).all()):
+            outputs = class_logits[name].detach().float()
+            if not bool(torch.isfinite(outputs).all()):
                 raise RuntimeError(f"The head of task {name!r} predicted values that are not finite numbers.")
-            probabilities = class_probabilities(task, logits.reshape(-1, logits.shape[-1])).mean(dim=0)
+            outputs = outputs.reshape(-1, outputs.shape[-1])
+            values = outputs if name in self.case_heads else class_probabilities(task, outputs)
             votes = self._votes[name]
-            votes.probabilities.append(probabilities.cpu().numpy().astype(np.float64))
+            votes.values.append(values.mean(dim=0).cpu().numpy().astype(np.float64))
             votes.evidence.append(self._evidence_mass(name, segmentation_logits, tile_weights))
 
     def _evidence_mass(self, name: str, segmentation_logits: torch.Tensor | None, tile_weights: torch.Tensor | None) -> float:
@@ -102,25 +114,38 @@ class CaseClassification:
         tile_weights = tile_weights.to(probability)
         return float((probability * tile_weights).sum() / tile_weights.sum())
 
-    def probabilities(self) -> dict[str, np.ndarray]:
+    def probabilities(self, measures: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
         """Probabilities ``(K,)`` float64 by task name.
+
+        Args:
+            measures: Morphometry of the case by task name, for heads of whole cases that look at it.
 
         Raises:
             RuntimeError: If no tile was added.
         """
-        return {
-            name: aggregate_tiles(
-                np.stack(votes.probabilities) if votes.probabilities else np.zeros((0, 0)),
-                np.asarray(votes.evidence),
-                aggregation=self.aggregation,
-                exclusive=not self.tasks[name].is_multilabel,
-            )
-            for name, votes in self._votes.items()
-        }
+        result = {}
+        for name, task in self.tasks.items():
+            if name in self.case_heads:
+                features = self.case_features(name, (measures or {}).get(name))
+                logits = self.case_heads[name].classify_case(torch.from_numpy(features)[None])[0]
+                result[name] = class_probabilities(task, logits).detach().cpu().numpy().astype(np.float64)
+            else:
+                result[name] = self._aggregated(name, exclusive=not task.is_multilabel)
+        return result
+
+    def case_features(self, name: str, measures: np.ndarray | None = None) -> np.ndarray:
+        """What the head of whole cases of a task looks at: features ``(F,)`` averaged over the tiles, then the measures of the case."""
+        features = self._aggregated(name, exclusive=False)
+        return features if measures is None else np.concatenate([features, measures])
+
+    def _aggregated(self, name: str, *, exclusive: bool) -> np.ndarray:
+        votes = self._votes[name]
+        values = np.stack(votes.values) if votes.values else np.zeros((0, 0))
+        return aggregate_tiles(values, np.asarray(votes.evidence), aggregation=self.aggregation, exclusive=exclusive)
 
 
 def aggregate_tiles(probabilities: np.ndarray, evidence: np.ndarray, *, aggregation: str, exclusive: bool) -> np.ndarray:
-    """One probability vector from those of all tiles.
+    """One probability vector from those of all tiles; with ``evidence`` and ``mean`` also one vector of features.
 
     Args:
         probabilities: ``(tiles, K)``.

@@ -23,7 +23,14 @@ from torch import nn
 from tqdm import tqdm
 
 from nnunetv2.configuration import default_num_processes
-from nnunetv2.inference.case_classification import AGGREGATIONS, CaseClassification, TaskPrediction, mean_of_folds, task_prediction
+from nnunetv2.inference.case_classification import (
+    AGGREGATIONS,
+    AGGREGATIONS_OF_FEATURES,
+    CaseClassification,
+    TaskPrediction,
+    mean_of_folds,
+    task_prediction,
+)
 from nnunetv2.inference.classification_table import (
     CLASSIFICATION_FILE,
     join_parts,
@@ -61,6 +68,8 @@ from nnunetv2.inference.sliding_window_prediction import (
     tile_slicers,
 )
 from nnunetv2.inference.trained_model import load_trained_model
+from nnunetv2.inference.morphometry import morphometry
+from nnunetv2.network_architecture.classification_heads import CaseHead
 from nnunetv2.network_architecture.classification_heads import classification_entry as describe_heads
 from nnunetv2.network_architecture.joint_network import JointNetwork, JointOutput, as_joint_output
 from nnunetv2.network_architecture.predicted_evidence import PredictedEvidence
@@ -72,7 +81,6 @@ from nnunetv2.utilities.label_handling.classification_labels import Classificati
 if TYPE_CHECKING:
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-HEADS = ("joint",)
 SECONDS_BETWEEN_TABLES = 10  # classification.csv is written at most this often while cases are predicted
 # Arrays that together take less than this (float32 of a 128 x 256 x 256 volume) are preprocessed faster than a worker process starts.
 SMALL_ARRAYS_BYTES = 32 * 1024**2
@@ -93,13 +101,16 @@ class ClassificationOptions:
     """How classes are predicted."""
 
     aggregation: str = "evidence"  # how tiles vote: one of AGGREGATIONS
-    heads: str = "joint"  # which heads of the checkpoint: one of HEADS
     only: bool = False  # no segmentations: the decoder is not run
 
     def __post_init__(self) -> None:
-        for value, allowed in ((self.aggregation, AGGREGATIONS), (self.heads, HEADS)):
-            if value not in allowed:
-                raise ValueError(f"{value!r} is not possible. Choose one of {', '.join(allowed)}.")
+        if self.aggregation not in AGGREGATIONS:
+            raise ValueError(f"{self.aggregation!r} is not possible. Choose one of {', '.join(AGGREGATIONS)}.")
+
+    @property
+    def aggregation_of_tiles(self) -> str:
+        """Without segmentations no tile is known to show evidence."""
+        return "mean" if self.only and self.aggregation == "evidence" else self.aggregation
 
 
 @dataclass(kw_only=True)
@@ -181,6 +192,8 @@ class nnUNetPredictor:
         model_training_output_dir: str,
         use_folds: Sequence[int | str] | int | str | None,
         checkpoint_name: str = "checkpoint_final.pth",
+        *,
+        classification_heads: str | None = None,
     ) -> None:
         """Load a model, ready to predict.
 
@@ -188,6 +201,8 @@ class nnUNetPredictor:
             model_training_output_dir: Folder ``TRAINER__PLANS__CONFIGURATION`` with ``dataset.json``, ``plans.json`` and ``fold_*``.
             use_folds: Folds to average; None: all numbered ones that have the checkpoint.
             checkpoint_name: File in each fold's folder.
+            classification_heads: ``refit`` or ``joint``: the heads that were trained after the segmentation, or together with it; None:
+                the former where there are any.
 
         Raises:
             FileNotFoundError, CheckpointError, ValueError: See :func:`load_trained_model`.
@@ -196,7 +211,7 @@ class nnUNetPredictor:
             use_folds = self.auto_detect_available_folds(model_training_output_dir, checkpoint_name)
         elif isinstance(use_folds, (int, str)):
             use_folds = [use_folds]
-        model = load_trained_model(model_training_output_dir, use_folds, checkpoint_name)
+        model = load_trained_model(model_training_output_dir, use_folds, checkpoint_name, classification_heads)
         self.manual_initialization(
             model.network,
             model.plans_manager,
@@ -269,6 +284,12 @@ class nnUNetPredictor:
             raise ValueError(
                 f"This model ({self.trainer_name}) has no classification heads, so it predicts no classes. "
                 "Leave --save_cls out, or train with nnUNetTrainerMultitask on a dataset with a `classification` entry."
+            )
+        case_heads = self._case_heads()
+        if case_heads and options.aggregation not in AGGREGATIONS_OF_FEATURES:
+            raise ValueError(
+                f"The heads of {', '.join(case_heads)} classify whole cases, so --cls_aggregation {options.aggregation} does not apply. "
+                f"Choose one of {', '.join(AGGREGATIONS_OF_FEATURES)}, or --cls_heads joint."
             )
         if not options.only:
             return
@@ -714,7 +735,7 @@ class nnUNetPredictor:
             print(f"\nPredicting {_identifier_of(item, 0)}, shape {tuple(data.shape)}")
         if options is None:
             return self.predict_logits_from_preprocessed_data(data).cpu(), {}
-        return self.predict_logits_and_classes_from_preprocessed_data(data, options)
+        return self.predict_logits_and_classes_from_preprocessed_data(data, options, item["data_properties"])
 
     def _export_or_failure(
         self,
@@ -800,7 +821,8 @@ class nnUNetPredictor:
         data, case_properties = self._preprocess_array(image, properties, None)
         if self.classification_tasks:
             aggregation = (classification_options or ClassificationOptions()).aggregation
-            logits, classes = self.predict_logits_and_classes_from_preprocessed_data(data, ClassificationOptions(aggregation=aggregation))
+            options = ClassificationOptions(aggregation=aggregation)
+            logits, classes = self.predict_logits_and_classes_from_preprocessed_data(data, options, case_properties)
         else:
             logits, classes = self.predict_logits_from_preprocessed_data(data).cpu(), {}
         result = convert_predicted_logits_to_segmentation_with_correct_shape(
@@ -826,7 +848,7 @@ class nnUNetPredictor:
 
     @torch.inference_mode()
     def predict_logits_and_classes_from_preprocessed_data(
-        self, data: torch.Tensor, options: ClassificationOptions | None = None
+        self, data: torch.Tensor, options: ClassificationOptions | None = None, properties: Mapping[str, Any] | None = None
     ) -> tuple[torch.Tensor | None, dict[str, np.ndarray]]:
         """Logits of a preprocessed case and class probabilities ``(K,)`` by task, averaged over the folds.
 
@@ -835,26 +857,70 @@ class nnUNetPredictor:
         Args:
             data: ``(C, X, Y, Z)``.
             options: With ``only`` the decoder is not run and the logits are None.
+            properties: Of the case; heads that measure structures take the distance of slices from it where the configuration is 2D.
 
         Raises:
             ValueError: If the model has no heads, or they need the segmentation.
         """
         options = options or ClassificationOptions()
         self.check_classification_possible(options)
-        labels = self.dataset_json["labels"]
-        evidence = {
-            name: PredictedEvidence.from_labels(task.evidence, labels) for name, task in self.classification_tasks.items() if task.evidence
-        }
-        aggregation = "mean" if options.only and options.aggregation == "evidence" else options.aggregation
         total, folds = None, []
         for _ in self._each_fold():
-            votes = CaseClassification(self.classification_tasks, evidence, aggregation)
+            votes = self._new_votes(options.aggregation_of_tiles)
             logits = self._predict_sliding_window(data, votes, with_segmentation=not options.only)
+            folds.append(votes.probabilities(self._measures(logits, data, properties)))
             if logits is not None:
                 logits = logits.to("cpu")
                 total = logits if total is None else total.add_(logits)
-            folds.append(votes.probabilities())
         return None if total is None else self._mean_over_folds(total), mean_of_folds(folds)
+
+    @torch.inference_mode()
+    def case_features_from_preprocessed_data(
+        self, data: torch.Tensor, properties: Mapping[str, Any] | None = None, aggregation: str = "evidence"
+    ) -> dict[str, np.ndarray]:
+        """What the heads of whole cases look at, ``(F,)`` by task, with the network's present weights; see :class:`CaseHead`."""
+        votes = self._new_votes(aggregation)
+        logits = self._predict_sliding_window(data, votes)
+        measures = self._measures(logits, data, properties)
+        return {name: votes.case_features(name, measures.get(name)) for name in votes.case_heads}
+
+    def _new_votes(self, aggregation: str) -> CaseClassification:
+        """Collects the votes of one case."""
+        labels = self.dataset_json["labels"]
+        tasks = self.classification_tasks
+        evidence = {name: PredictedEvidence.from_labels(task.evidence, labels) for name, task in tasks.items() if task.evidence}
+        return CaseClassification(tasks, evidence, aggregation, self._case_heads())
+
+    def _case_heads(self) -> dict[str, CaseHead]:
+        """The heads that classify whole cases, by task."""
+        joint = self._joint_network()
+        heads = {} if joint is None else joint.heads
+        return {name: heads[name] for name in self.classification_tasks if isinstance(heads[name], CaseHead)}
+
+    def _measures(
+        self, logits: torch.Tensor | None, data: torch.Tensor, properties: Mapping[str, Any] | None
+    ) -> dict[str, np.ndarray]:
+        """Morphometry of the predicted structures by task, for the heads that look at it."""
+        measuring = {name: head.description for name, head in self._case_heads().items() if head.description.measures}
+        if not measuring:
+            return {}
+        label_map = self.label_manager.convert_logits_to_segmentation(logits.to("cpu")).numpy()
+        image, spacing = data.to("cpu").numpy(), self._spacing_of_preprocessed(properties)
+        measured: dict[tuple, np.ndarray] = {}
+        for description in measuring.values():
+            key = tuple(description.structures.items())
+            if key not in measured:
+                measured[key] = morphometry(label_map, image, spacing, description.structures)
+        return {name: measured[tuple(description.structures.items())] for name, description in measuring.items()}
+
+    def _spacing_of_preprocessed(self, properties: Mapping[str, Any] | None) -> list[float]:
+        """Voxel size in mm of a preprocessed case; a 2D configuration leaves the distance of slices as it was."""
+        spacing = list(self.configuration_manager.spacing)
+        if len(spacing) == 3:
+            return spacing
+        if properties is None:
+            return [self.plans_manager.original_median_spacing_after_transp[0], *spacing]
+        return [properties["spacing"][self.plans_manager.transpose_forward[0]], *spacing]
 
     def _each_fold(self) -> Iterator[None]:
         """Have the network hold the weights of each fold in turn."""

@@ -14,7 +14,7 @@ from torch import nn
 
 from nnunetv2.inference.prediction_files import existing_checkpoints
 from nnunetv2.network_architecture.classification_heads import heads_from_checkpoint
-from nnunetv2.network_architecture.joint_network import with_classification_heads
+from nnunetv2.network_architecture.joint_network import HEADS_PREFIX, with_classification_heads
 from nnunetv2.utilities.checkpoint_io import CheckpointError, load_checkpoint_file
 from nnunetv2.utilities.file_io import load_json
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
@@ -24,6 +24,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 if TYPE_CHECKING:
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+
+HEAD_SETS = ("refit", "joint")  # trained after the segmentation, and together with it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +42,16 @@ class TrainedModel:
     classification_entry: dict[str, Any] | None  # which heads there are; None for segmentation alone
 
 
-def load_trained_model(model_folder: str | os.PathLike, folds: Sequence[int | str], checkpoint_name: str) -> TrainedModel:
+def load_trained_model(
+    model_folder: str | os.PathLike, folds: Sequence[int | str], checkpoint_name: str, heads: str | None = None
+) -> TrainedModel:
     """Read the folds of a model and build its network.
+
+    Args:
+        model_folder: Folder ``TRAINER__PLANS__CONFIGURATION``.
+        folds: Folds to read.
+        checkpoint_name: File in each fold's folder.
+        heads: Which classification heads: one of ``HEAD_SETS``; None: those refitted after the training where there are any.
 
     Raises:
         FileNotFoundError: If a file is missing.
@@ -51,7 +61,7 @@ def load_trained_model(model_folder: str | os.PathLike, folds: Sequence[int | st
     files = existing_checkpoints(model_folder, folds, checkpoint_name)
     dataset_json = load_json(Path(model_folder) / "dataset.json")
     plans_manager = PlansManager(os.path.join(model_folder, "plans.json"))
-    checkpoints = [_read(file) for file in files]
+    checkpoints = [_with_heads(_read(file), heads, file) for file in files]
     check_same_training(files, checkpoints)
 
     first = checkpoints[0]
@@ -80,9 +90,25 @@ def _read(file: Path) -> dict[str, Any]:
     missing = [key for key in ("network_weights", "init_args", "trainer_name") if key not in checkpoint]
     if missing or "configuration" not in checkpoint["init_args"]:
         raise CheckpointError(f"{file} is no checkpoint of a training: it lacks {', '.join(missing) or 'init_args/configuration'}.")
-    kept = ("init_args", "trainer_name", "inference_allowed_mirroring_axes", "classification")
+    kept = ("init_args", "trainer_name", "inference_allowed_mirroring_axes", "classification", "refitted_heads")
     weights = {key.removeprefix("module."): value for key, value in checkpoint["network_weights"].items()}
     return {key: checkpoint[key] for key in kept if key in checkpoint} | {"network_weights": weights}
+
+
+def _with_heads(checkpoint: dict[str, Any], heads: str | None, file: Path) -> dict[str, Any]:
+    """The checkpoint with the chosen set of heads in its ``classification`` and ``network_weights``, and no other."""
+    refitted = checkpoint.pop("refitted_heads", None)
+    entry = checkpoint.get("classification")
+    available = [name for name, there in zip(HEAD_SETS, (refitted, entry and entry.get("trained", True)), strict=True) if there]
+    if heads is not None and heads not in available:
+        raise ValueError(
+            f"{file} has no heads {heads!r}" + (f"; it has {' and '.join(available)} (--cls_heads)." if available else ", nor any others.")
+        )
+    if refitted and heads in (None, "refit"):
+        checkpoint["classification"] = refitted["classification"]
+        segmentation = {key: value for key, value in checkpoint["network_weights"].items() if not key.startswith(HEADS_PREFIX)}
+        checkpoint["network_weights"] = segmentation | dict(refitted["weights"])
+    return checkpoint
 
 
 def check_same_training(files: Sequence[Path], checkpoints: Sequence[Mapping[str, Any]]) -> None:
@@ -93,6 +119,7 @@ def check_same_training(files: Sequence[Path], checkpoints: Sequence[Mapping[str
         "plans": lambda c: (c["init_args"].get("plans") or {}).get("plans_name"),
         "mirroring axes": lambda c: c.get("inference_allowed_mirroring_axes"),
         "classification tasks": lambda c: (c.get("classification") or {}).get("tasks"),
+        "classification heads": lambda c: (c.get("classification") or {}).get("heads"),
     }
     problems = []
     for aspect, value_of in aspects.items():

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,6 +38,9 @@ class HeadDescription:
     stages: tuple[int, ...]  # encoder stages that are pooled, 0 is the finest
     level: str = "patch"  # one of LEVELS
     evidence: PredictedEvidence = PredictedEvidence()  # used by the pooling "evidence"
+    # Label values of the structures whose morphometry a head of level "case" sees, and the names of the measures in order.
+    structures: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    measures: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.pooling not in POOLINGS:
@@ -55,6 +58,8 @@ class HeadDescription:
             "level": self.level,
             "evidence_channels": list(self.evidence.channels),
             "has_regions": self.evidence.has_regions,
+            "structures": {name: list(values) for name, values in self.structures.items()},
+            "measures": list(self.measures),
         }
 
     @classmethod
@@ -69,6 +74,8 @@ class HeadDescription:
                 channels=tuple(int(channel) for channel in values.get("evidence_channels", ())),
                 has_regions=bool(values.get("has_regions", False)),
             ),
+            structures={name: tuple(int(v) for v in label_values) for name, label_values in values.get("structures", {}).items()},
+            measures=tuple(values.get("measures", ())),
         )
 
 
@@ -86,13 +93,8 @@ class ClassificationHead(nn.Module):
         self, description: HeadDescription, feature_channels: Sequence[int], generator: torch.Generator, dropout_seed: int
     ) -> None:
         super().__init__()
-        if max(description.stages) >= len(feature_channels):
-            raise ValueError(
-                f"Task {description.task.name}: stages {description.stages} do not exist in an encoder with "
-                f"{len(feature_channels)} stages (0 to {len(feature_channels) - 1})."
-            )
         self.description = description
-        channels = [int(feature_channels[stage]) for stage in description.stages]
+        channels = stage_channels(description, feature_channels)
         # Constructors of torch layers draw from the global generator; what they drew is replaced below.
         with torch.random.fork_rng(devices=[]):
             self.pooling = POOLINGS[description.pooling](channels, description.evidence)
@@ -246,6 +248,69 @@ class SeededDropout(nn.Module):
         self.generator.set_state(state["generator"])
 
 
+class CaseHead(nn.Module):
+    """A linear classifier of whole cases, on features that are averaged over tiles first and on the morphometry of the case.
+
+    Inside the network it only pools: its output for a tile is the vector to average. :meth:`classify_case` makes logits of the average.
+    A linear layer, since a few hundred cases do not carry more; features are standardized with the means and deviations of the training
+    cases, which are stored with the weights.
+
+    Args:
+        description: Level ``case``.
+        feature_channels: Channels of every encoder stage, finest first.
+    """
+
+    def __init__(self, description: HeadDescription, feature_channels: Sequence[int]) -> None:
+        super().__init__()
+        self.description = description
+        with torch.random.fork_rng(devices=[]):
+            self.pooling = POOLINGS[description.pooling](stage_channels(description, feature_channels), description.evidence)
+            self.blocks = [*self.pooling.widths, *([len(description.measures)] if description.measures else [])]
+            output = OrdinalOutput if description.task.is_ordinal else nn.Linear
+            self.output = output(sum(self.blocks), description.task.num_logits)
+        self.register_buffer("feature_mean", torch.zeros(sum(self.blocks)))
+        self.register_buffer("feature_scale", torch.ones(sum(self.blocks)))
+
+    @property
+    def needs_segmentation(self) -> bool:
+        """Whether the head looks at the segmentation, by its pooling or by its morphometry."""
+        return self.pooling.needs_segmentation or bool(self.description.measures)
+
+    def forward(self, features: Sequence[Tensor], segmentation_logits: Tensor | None = None) -> Tensor:
+        """One float32 vector ``(B, sum of the pooling's widths)`` per tile; no logits."""
+        with torch.autocast(device_type=features[0].device.type, enabled=False):
+            logits = None if segmentation_logits is None else segmentation_logits.detach()
+            return self.pooling([features[stage] for stage in self.description.stages], logits)
+
+    def classify_case(self, vectors: Tensor) -> Tensor:
+        """Logits ``(B, number of logits)`` of cases.
+
+        Args:
+            vectors: ``(B, F)``, the averaged features and behind them the measures; a measure that does not exist (NaN) counts as the mean
+                of the training cases.
+        """
+        with torch.autocast(device_type=vectors.device.type, enabled=False):
+            return self.output(self.standardize(vectors.to(self.feature_mean)))
+
+    def standardize(self, vectors: Tensor) -> Tensor:
+        """Vectors as the linear layer sees them, NaN replaced by 0."""
+        return torch.nan_to_num((vectors - self.feature_mean) * self.feature_scale, nan=0.0)
+
+
+def stage_channels(description: HeadDescription, feature_channels: Sequence[int]) -> list[int]:
+    """Channels of the stages that a head looks at.
+
+    Raises:
+        ValueError: If the encoder has no such stage.
+    """
+    if max(description.stages) >= len(feature_channels):
+        raise ValueError(
+            f"Task {description.task.name}: stages {description.stages} do not exist in an encoder with "
+            f"{len(feature_channels)} stages (0 to {len(feature_channels) - 1})."
+        )
+    return [int(feature_channels[stage]) for stage in description.stages]
+
+
 def default_stages(n_stages: int) -> tuple[int, ...]:
     """A middle encoder stage and the bottleneck.
 
@@ -318,7 +383,7 @@ def classification_entry(heads: Mapping[str, nn.Module]) -> dict[str, Any] | Non
     }
 
 
-def heads_from_checkpoint(entry: Mapping[str, Any] | None, network: nn.Module) -> dict[str, ClassificationHead]:
+def heads_from_checkpoint(entry: Mapping[str, Any] | None, network: nn.Module) -> dict[str, ClassificationHead | CaseHead]:
     """Untrained heads as a checkpoint's entry ``classification`` describes them; none without an entry.
 
     Args:
@@ -335,7 +400,10 @@ def heads_from_checkpoint(entry: Mapping[str, Any] | None, network: nn.Module) -
     for name, values in entry["tasks"].items():
         settings = common | dict(entry.get("heads", {}).get(name, {}))
         description = HeadDescription.from_dict(ClassificationTask.from_dict(name, values), settings)
-        heads[name] = ClassificationHead(description, feature_channels, torch.Generator().manual_seed(0), dropout_seed=0)
+        if description.level == "case":
+            heads[name] = CaseHead(description, feature_channels)
+        else:
+            heads[name] = ClassificationHead(description, feature_channels, torch.Generator().manual_seed(0), dropout_seed=0)
     return heads
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 # Task names such as "type" or "train" clash with attributes of nn.Module, so heads are stored under a prefix.
 HEAD_PREFIX = "task_"
+HEADS_PREFIX = "classification_heads."  # of the names of their weights in a state dict
 
 
 class JointOutput(NamedTuple):

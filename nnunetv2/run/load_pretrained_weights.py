@@ -8,11 +8,11 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from nnunetv2.network_architecture.joint_network import HEADS_PREFIX
 from nnunetv2.utilities.checkpoint_io import load_checkpoint_file
 
 # The last convolution of each decoder output has one channel per label, and labels differ between datasets.
 NOT_TRANSFERRED = ".seg_layers."
-HEADS = "classification_heads."
 
 
 def load_pretrained_weights(
@@ -39,7 +39,7 @@ def load_pretrained_weights(
     pretrained: dict[str, torch.Tensor] = {key.removeprefix("module."): value for key, value in checkpoint["network_weights"].items()}
     own = network.state_dict()
 
-    needed = [key for key in own if NOT_TRANSFERRED not in key and not key.startswith(HEADS)]
+    needed = [key for key in own if NOT_TRANSFERRED not in key and not key.startswith(HEADS_PREFIX)]
     problems = [_problem(key, own, pretrained) for key in needed]
     problems = [problem for problem in problems if problem]
     if problems:
@@ -48,7 +48,7 @@ def load_pretrained_weights(
             f"The weights of {fname} do not fit this network: {len(problems)} of {len(needed)} are missing or of another shape.\n  {listed}\n"
             "Both trainings need the same network architecture; nnUNetv2_move_plans_between_datasets takes plans over from one dataset to another."
         )
-    heads = [key for key in own if key.startswith(HEADS)]
+    heads = [key for key in own if key.startswith(HEADS_PREFIX)]
     heads = heads if heads and all(_problem(key, own, pretrained) is None for key in heads) else []
     taken = [*needed, *heads]
     network.load_state_dict({**own, **{key: pretrained[key] for key in taken}})
@@ -56,7 +56,7 @@ def load_pretrained_weights(
     report(f"Pretrained weights of {fname}: {len(taken)} of {len(own)} tensors taken over.")
     kept = [key for key in own if key not in set(taken)]
     if kept:
-        kinds = [name for part, name in ((NOT_TRANSFERRED, "segmentation layers"), (HEADS, "classification heads")) if any(part in k for k in kept)]
+        kinds = [name for part, name in ((NOT_TRANSFERRED, "segmentation layers"), (HEADS_PREFIX, "classification heads")) if any(part in k for k in kept)]
         report(f"The {' and '.join(kinds)} keep their initial weights.")
     if verbose:
         for key in taken:

@@ -51,6 +51,8 @@ def run_training(
     seed: int | None = None,
     num_epochs: int | None = None,
     num_iterations_per_epoch: int | None = None,
+    head_refit: str | None = None,
+    only_refit_heads: bool = False,
 ) -> None:
     """Train one fold, then predict and score its validation cases.
 
@@ -71,6 +73,8 @@ def run_training(
         seed: Makes the training repeatable; on the CPU exactly.
         num_epochs: Overrides the trainer's number of epochs.
         num_iterations_per_epoch: Overrides the trainer's steps per epoch; validation steps are a fifth.
+        head_refit: Overrides how the trainer refits classification heads: ``cases``, ``patches`` or ``none``.
+        only_refit_heads: Skip the training and refit the heads of the finished one, or of the network in ``pretrained_weights``.
     """
     device = torch.device(device)
     fold = _fold(fold)
@@ -83,10 +87,15 @@ def run_training(
     trainer.use_run_options(_run_options(num_epochs, num_iterations_per_epoch))
     if seed is not None:
         trainer.seed = seed
+    _set_head_refit(trainer, head_refit, only_refit_heads)
     if device.type == "cuda" and torch.__version__.startswith(SLOW_TORCH):
         trainer.print_to_log_file(
             f"WARNING: torch {torch.__version__} is known to train 3D networks slowly in mixed precision. Install another release, such as 2.8."
         )
+    if only_refit_heads:
+        refit_heads_alone(trainer, pretrained_weights)
+        trainer.perform_actual_validation(export_validation_probabilities)
+        return
     if only_run_validation and val_with_best:
         trainer.load_checkpoint(join(trainer.output_folder, "checkpoint_best.pth"))
     else:
@@ -96,6 +105,52 @@ def run_training(
         if val_with_best:
             trainer.load_checkpoint(join(trainer.output_folder, "checkpoint_best.pth"))
     trainer.perform_actual_validation(export_validation_probabilities)
+
+
+def _set_head_refit(trainer: nnUNetTrainer, head_refit: str | None, only_refit_heads: bool) -> None:
+    """Hand the options over to a trainer that knows what to do with them."""
+    if head_refit is None and not only_refit_heads:
+        return
+    if not hasattr(trainer, "refit_heads"):
+        raise ValueError(
+            f"{type(trainer).__name__} has no classification heads to refit. Use -tr nnUNetTrainerMultitask, also on the network of another "
+            "trainer (-pretrained_weights)."
+        )
+    if head_refit is not None:
+        trainer.head_refit = head_refit
+
+
+def refit_heads_alone(trainer: nnUNetTrainer, pretrained_weights: str | None) -> None:
+    """Refit the heads on a finished segmentation network and write ``checkpoint_final.pth``.
+
+    Args:
+        trainer: Of case-level classes.
+        pretrained_weights: Checkpoint of any training with the same segmentation network, also without heads; None: the finished training
+            of this fold.
+
+    Raises:
+        FileNotFoundError: Without ``pretrained_weights``, if this fold has no finished training.
+        FileExistsError: With ``pretrained_weights``, if it has one, which would be lost.
+    """
+    final = Path(trainer.output_folder, "checkpoint_final.pth")
+    if pretrained_weights is None:
+        if not final.is_file():
+            raise FileNotFoundError(
+                f"{final} does not exist. --refit_heads needs the finished training of this fold, or another one's checkpoint "
+                "(-pretrained_weights)."
+            )
+        trainer.load_checkpoint(str(final))
+    else:
+        if final.is_file():
+            raise FileExistsError(
+                f"{final} holds a finished training, which new heads on other weights would replace. Leave out -pretrained_weights to refit its "
+                "own heads, or move the folder away."
+            )
+        trainer.initialize()
+        trainer.load_segmentation(pretrained_weights)
+        trainer.write_model_files()
+    trainer.refit_heads()
+    trainer.save_finished(str(final))
 
 
 def get_trainer_from_args(

@@ -56,7 +56,7 @@ class ClassificationLoss(nn.Module):
             if name in classes:
                 target = classes[name]["target"].to(logits[name].device, non_blocking=True)
                 weight = classes[name]["weight"].to(logits[name].device, torch.float32, non_blocking=True)
-                losses, is_known = self._sample_losses(name, logits[name].float(), target)
+                losses, is_known = self.sample_losses(name, logits[name].float(), target)
                 sums[name] = (losses * weight * is_known).sum()
                 known.append(is_known.sum().float())
             else:
@@ -67,7 +67,7 @@ class ClassificationLoss(nn.Module):
         counts, n_processes = _sum_over_processes(torch.stack(known))
         return {name: sums[name] / count.clamp(min=1) * n_processes for name, count in zip(names, counts, strict=True)}
 
-    def _sample_losses(self, name: str, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def sample_losses(self, name: str, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Loss of each sample ``(B,)``, meaningless where the label is unknown, and which labels are known ``(B,)``."""
         task = self.tasks[name]
         # Unknown targets are replaced before the loss: NaN * 0 is NaN.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.evaluation.classification_metrics import classification_summary
@@ -19,6 +20,7 @@ from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
 from nnunetv2.inference.classification_table import write_classification_csv
 from nnunetv2.inference.export_prediction import export_prediction_from_logits, resample_and_save
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.network_architecture.joint_network import JointNetwork
 from nnunetv2.training.nnUNetTrainer.compilation import unwrapped_network
 from nnunetv2.utilities.file_io import save_json
 from nnunetv2.utilities.file_path_utilities import get_output_folder
@@ -28,7 +30,8 @@ if TYPE_CHECKING:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 QUEUED_EXPORTS = 2  # cases that may wait for an export process, each with its logits in memory
-JOINT_HEADS = "joint"  # the heads that were trained together with the segmentation
+JOINT_HEADS, REFITTED_HEADS = "joint", "refit"  # trained together with the segmentation, and after it
+REFIT_SUFFIX = "/refit"  # tells the heads of a task apart in one network; no task's name holds a slash
 
 
 def validate_cases(trainer: nnUNetTrainer, save_probabilities: bool = False) -> dict:
@@ -48,17 +51,20 @@ def validate_cases(trainer: nnUNetTrainer, save_probabilities: bool = False) -> 
         trainer.print_to_log_file("WARNING: fold all validates on the training cases. These scores say nothing about new cases.")
     folder = join(trainer.output_folder, "validation")
     os.makedirs(folder, exist_ok=True)
-    predictor = _predictor(trainer)
+    predictor = _validating_predictor(trainer)
     _, dataset = trainer.get_tr_and_val_datasets()
-    class_rows: dict[str, dict[str, np.ndarray]] = {}
-    with _segmentation_at_full_resolution(trainer), _Exports(trainer.device) as exports:
+    class_rows: dict[str, dict[str, dict[str, np.ndarray]]] = {}  # set of heads -> case -> task
+    with segmentation_at_full_resolution(trainer), _Exports(trainer.device) as exports:
         for identifier in dataset.identifiers:
             trainer.print_to_log_file(f"predicting {identifier}")
             data, _, previous_stage, properties = dataset.load_case(identifier)
-            data = torch.from_numpy(_with_previous_stage(trainer, np.asarray(data[:]), previous_stage))
+            data = torch.from_numpy(with_previous_stage(trainer, np.asarray(data[:]), previous_stage))
             if predictor.classification_tasks:
-                logits, classification = predictor.predict_logits_and_classes_from_preprocessed_data(data)
-                class_rows[identifier] = classification
+                logits, classification = predictor.predict_logits_and_classes_from_preprocessed_data(data, None, properties)
+                by_set = _by_head_set(classification)
+                for name, row in by_set.items():
+                    class_rows.setdefault(name, {})[identifier] = row
+                classification = next(iter(by_set.values()))
             else:
                 logits, classification = predictor.predict_sliding_window_return_logits(data), {}
             exports.submit(
@@ -77,8 +83,29 @@ def validate_cases(trainer: nnUNetTrainer, save_probabilities: bool = False) -> 
     return _score(trainer, folder, class_rows)
 
 
-def _predictor(trainer: nnUNetTrainer) -> nnUNetPredictor:
-    """A predictor with the network of the trainer."""
+def _validating_predictor(trainer: nnUNetTrainer) -> nnUNetPredictor:
+    """A predictor with the network of the trainer, all of its heads at once."""
+    network = unwrapped_network(trainer.network)
+    refitted = getattr(trainer, "refitted_heads", {})
+    if not refitted:
+        return predictor_of(trainer, network)
+    joint = network.heads if trainer.joint_heads_trained else {}
+    heads = {**joint, **{name + REFIT_SUFFIX: head for name, head in refitted.items()}}
+    predictor = predictor_of(trainer, JointNetwork(network.segmentation_network, heads))
+    predictor.classification_tasks = {name: trainer.classification_tasks[name.removesuffix(REFIT_SUFFIX)] for name in heads}
+    return predictor
+
+
+def _by_head_set(classification: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    """Probabilities by set of heads and task; the set that counts comes first."""
+    sets: dict[str, dict[str, np.ndarray]] = {REFITTED_HEADS: {}, JOINT_HEADS: {}}
+    for name, probabilities in classification.items():
+        sets[REFITTED_HEADS if name.endswith(REFIT_SUFFIX) else JOINT_HEADS][name.removesuffix(REFIT_SUFFIX)] = probabilities
+    return {name: tasks for name, tasks in sets.items() if tasks}
+
+
+def predictor_of(trainer: nnUNetTrainer, network: nn.Module) -> nnUNetPredictor:
+    """A predictor that runs a network with the settings of a trainer and of the validation."""
     predictor = nnUNetPredictor(
         tile_step_size=0.5,
         use_gaussian=True,
@@ -90,7 +117,7 @@ def _predictor(trainer: nnUNetTrainer) -> nnUNetPredictor:
         allow_tqdm=False,
     )
     predictor.manual_initialization(
-        unwrapped_network(trainer.network),
+        network,
         trainer.plans_manager,
         trainer.configuration_manager,
         None,
@@ -103,7 +130,7 @@ def _predictor(trainer: nnUNetTrainer) -> nnUNetPredictor:
 
 
 @contextmanager
-def _segmentation_at_full_resolution(trainer: nnUNetTrainer) -> Iterator[None]:
+def segmentation_at_full_resolution(trainer: nnUNetTrainer) -> Iterator[None]:
     """Evaluation mode without deep supervision, which is back as it was afterwards."""
     if trainer.enable_deep_supervision:
         trainer.set_deep_supervision_enabled(False)
@@ -115,7 +142,7 @@ def _segmentation_at_full_resolution(trainer: nnUNetTrainer) -> Iterator[None]:
             trainer.set_deep_supervision_enabled(True)
 
 
-def _with_previous_stage(trainer: nnUNetTrainer, data: np.ndarray, previous_stage: Any) -> np.ndarray:
+def with_previous_stage(trainer: nnUNetTrainer, data: np.ndarray, previous_stage: Any) -> np.ndarray:
     """The image, in a cascade with the labels of the previous stage as further channels."""
     if not trainer.is_cascaded:
         return data
@@ -225,7 +252,7 @@ class _Exports:
             )
 
 
-def _score(trainer: nnUNetTrainer, folder: str, class_rows: Mapping[str, Mapping[str, np.ndarray]]) -> dict:
+def _score(trainer: nnUNetTrainer, folder: str, class_rows: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]) -> dict:
     """Compare with the annotations, and log the result."""
     label_manager = trainer.label_manager
     summary = compute_metrics_on_folder(
@@ -249,15 +276,17 @@ def _score(trainer: nnUNetTrainer, folder: str, class_rows: Mapping[str, Mapping
     return summary
 
 
-def _score_classes(trainer: nnUNetTrainer, folder: str, class_rows: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-    """Write and log the classes of the validation cases."""
+def _score_classes(trainer: nnUNetTrainer, folder: str, class_rows: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]) -> None:
+    """Write and log the classes of the validation cases, for every set of heads; ``classification.csv`` is that of the first set."""
     tasks = trainer.classification_tasks
-    write_classification_csv(join(folder, "classification.csv"), tasks, class_rows)
-    summary = classification_summary(tasks, class_rows, trainer.case_labels())
-    save_json({JOINT_HEADS: summary}, join(folder, "classification_summary.json"))
-    for name, entry in summary["tasks"].items():
-        scores = ", ".join(f"{score} {'undefined' if value is None else f'{value:.4f}'}" for score, value in entry["scores"].items())
-        trainer.print_to_log_file(f"Validation classes, {name} ({entry['n']} cases, {entry['unknown']} unknown): {scores}")
-        for score, value in entry["scores"].items():
-            trainer.logger.log_summary(f"final_val/{name}_{score}", value)
-    trainer.print_to_log_file(f"Validation case score: {summary['case_score']}")
+    summaries = {}
+    for number, (heads, rows) in enumerate(class_rows.items()):
+        write_classification_csv(join(folder, f"classification{f'_{heads}' if number else ''}.csv"), tasks, rows)
+        summaries[heads] = summary = classification_summary(tasks, rows, trainer.case_labels())
+        for name, entry in summary["tasks"].items():
+            scores = ", ".join(f"{score} {'undefined' if value is None else f'{value:.4f}'}" for score, value in entry["scores"].items())
+            trainer.print_to_log_file(f"Validation classes, {name}, {heads} heads ({entry['n']} cases, {entry['unknown']} unknown): {scores}")
+            for score, value in entry["scores"].items():
+                trainer.logger.log_summary(f"final_val/{heads}_{name}_{score}", value)
+        trainer.print_to_log_file(f"Validation case score, {heads} heads: {summary['case_score']}")
+    save_json(summaries, join(folder, "classification_summary.json"))

@@ -273,6 +273,10 @@ class nnUNetTrainer:
         """Which heads the network has, for the checkpoint; None without any."""
         return None
 
+    def refitted_heads_entry(self) -> dict | None:
+        """Heads that were trained after the segmentation, for the checkpoint; None without any."""
+        return None
+
     def build_classification_loss(self) -> Callable[[Mapping, Mapping], dict[str, Tensor]] | None:
         """Loss by task from (logits by task, ``batch["class"]``); None without heads."""
         return None
@@ -496,11 +500,8 @@ class nnUNetTrainer:
         )
         return dataset_tr, dataset_val
 
-    def get_dataloaders(self) -> tuple[Any, Any]:
-        """Endless streams of training and validation batches."""
-        if self.dataset_class is None:
-            self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
-        self.settle_seed()
+    def patches_and_transforms(self) -> tuple[Sequence[int], Any, Any]:
+        """Voxels to read for a training patch, and the transforms of training and validation patches."""
         patch_size = self.configuration_manager.patch_size
         deep_supervision_scales = self._get_deep_supervision_scales()
         rotation_for_DA, dummy_2d, initial_patch_size, mirror_axes = self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
@@ -527,7 +528,14 @@ class nnUNetTrainer:
             use_mask_for_norm=self.configuration_manager.use_mask_for_norm,
             **targets,
         )
-        val_transforms = self.get_validation_transforms(deep_supervision_scales, **targets)
+        return initial_patch_size, train_transforms, self.get_validation_transforms(deep_supervision_scales, **targets)
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        """Endless streams of training and validation batches."""
+        if self.dataset_class is None:
+            self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
+        self.settle_seed()
+        initial_patch_size, train_transforms, val_transforms = self.patches_and_transforms()
         dataset_tr, dataset_val = self.get_tr_and_val_datasets()
         if self.class_scores is not None:
             self.class_scores.cases_total = len(dataset_val.identifiers)
@@ -537,7 +545,7 @@ class nnUNetTrainer:
         )
         val = self.batch_stream(
             dataset_val,
-            patch_size,
+            self.configuration_manager.patch_size,
             val_transforms,
             self.num_val_iterations_per_epoch,
             max(1, num_workers // 2) if num_workers else 0,
@@ -546,22 +554,30 @@ class nnUNetTrainer:
         return train, val
 
     def batch_stream(
-        self, dataset: Any, patch_size: Sequence[int], transforms: Any, batches_per_epoch: int, num_workers: int, *, seed: int
+        self,
+        dataset: Any,
+        patch_size: Sequence[int],
+        transforms: Any,
+        batches_per_epoch: int,
+        num_workers: int,
+        *,
+        seed: int,
+        loader_class: type[nnUNetDataLoader] = nnUNetDataLoader,
+        **loader_options: Any,
     ) -> BatchStream:
         """Batches of one dataset, each sample drawn from (seed, epoch, iteration, sample) alone."""
-        loader = nnUNetDataLoader(
-            dataset,
-            self.batch_size,
-            patch_size,
-            self.configuration_manager.patch_size,
-            self.label_manager,
-            oversample_foreground_percent=self.oversample_foreground_percent,
-            sampling_probabilities=None,
-            pad_sides=None,
-            probabilistic_oversampling=self.probabilistic_oversampling,
-            transforms=transforms,
-            seed=seed,
+        options = {
+            "oversample_foreground_percent": self.oversample_foreground_percent,
+            "sampling_probabilities": None,
+            "pad_sides": None,
+            "probabilistic_oversampling": self.probabilistic_oversampling,
+            "transforms": transforms,
+            "seed": seed,
             **self.class_label_arguments(),
+            **loader_options,
+        }
+        loader = loader_class(
+            dataset, self.batch_size, patch_size, self.configuration_manager.patch_size, self.label_manager, **options
         )
         return BatchStream(
             loader,
@@ -631,12 +647,7 @@ class nnUNetTrainer:
                 self.dataset_class.unpack_dataset(
                     self.preprocessed_dataset_folder, overwrite_existing=False, num_processes=max(1, round(get_allowed_n_proc_DA() // 2))
                 )
-            os.makedirs(self.output_folder_base, exist_ok=True)
-            save_json(self.plans_manager.plans, join(self.output_folder_base, "plans.json"), sort_keys=False)
-            save_json(self.dataset_json, join(self.output_folder_base, "dataset.json"), sort_keys=False)
-            fingerprint = join(self.preprocessed_dataset_folder_base, "dataset_fingerprint.json")
-            if os.path.isfile(fingerprint):
-                shutil.copy(fingerprint, join(self.output_folder_base, "dataset_fingerprint.json"))
+            self.write_model_files()
             self.plot_network_architecture()
             self._save_debug_information()
         reason = reason_not_to_compile(self.device)
@@ -644,17 +655,30 @@ class nnUNetTrainer:
             self.print_to_log_file(f"torch.compile is off: {reason}.")
         self._last_save_time = time.monotonic()
 
+    def write_model_files(self) -> None:
+        """What prediction needs beside the checkpoints of the folds: plans and ``dataset.json``."""
+        os.makedirs(self.output_folder_base, exist_ok=True)
+        save_json(self.plans_manager.plans, join(self.output_folder_base, "plans.json"), sort_keys=False)
+        save_json(self.dataset_json, join(self.output_folder_base, "dataset.json"), sort_keys=False)
+        fingerprint = join(self.preprocessed_dataset_folder_base, "dataset_fingerprint.json")
+        if os.path.isfile(fingerprint):
+            shutil.copy(fingerprint, join(self.output_folder_base, "dataset_fingerprint.json"))
+
     def on_train_end(self) -> None:
         """Write the final checkpoint and stop the workers."""
-        # The checkpoint names the epoch to go on with, one more than the current epoch; there is none left.
-        self.current_epoch -= 1
-        self.save_checkpoint(join(self.output_folder, "checkpoint_final.pth"))
-        self.current_epoch += 1
+        self.save_finished(join(self.output_folder, "checkpoint_final.pth"))
         if self.local_rank == 0 and not self.disable_checkpointing:
             Path(self.output_folder, "checkpoint_latest.pth").unlink(missing_ok=True)
         self.stop_dataloaders()
         empty_cache(self.device)
         self.print_to_log_file("The last epoch is done.")
+
+    def save_finished(self, filename: str) -> None:
+        """Write the checkpoint of a training that has no epoch left."""
+        # The checkpoint names the epoch to go on with, one more than the current epoch.
+        self.current_epoch -= 1
+        self.save_checkpoint(filename)
+        self.current_epoch += 1
 
     def stop_dataloaders(self) -> None:
         """End the worker processes."""
@@ -902,6 +926,7 @@ class nnUNetTrainer:
             "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
             "classification": self.classification_entry(),
             "head_optimizer_state": self.head_optimizer.state_dict() if self.head_optimizer is not None else None,
+            "refitted_heads": self.refitted_heads_entry(),
             "training_state": self.training_state(),
         }
         save_checkpoint_file(checkpoint, filename)

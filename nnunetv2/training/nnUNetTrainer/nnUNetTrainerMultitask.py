@@ -6,6 +6,7 @@ nnUNetTrainer handles any joint output already. This class builds the heads, the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from os.path import join
 from typing import Any
 
 import torch
@@ -16,14 +17,28 @@ from nnunetv2.network_architecture.classification_heads import (
     classification_entry,
     encoder_channels,
     head_rng_state,
+    heads_from_checkpoint,
     set_head_rng_state,
 )
+from nnunetv2.network_architecture.joint_network import HEADS_PREFIX, JointNetwork
+from nnunetv2.training.checkpointing import load_checkpoint_file
+from nnunetv2.training.dataloading.batch_stream import BatchStream
 from nnunetv2.training.dataloading.class_targets import evidence_rules
+from nnunetv2.training.head_refit import (
+    EVIDENCE_CENTRED_SHARE,
+    REFITS,
+    SEED_OFFSET,
+    EvidenceCentredLoader,
+    refit_on_cases,
+    refit_on_patches,
+    refit_sampling,
+)
 from nnunetv2.training.loss.classification import ClassificationLoss
 from nnunetv2.training.nnUNetTrainer.compilation import unwrapped_network
 from nnunetv2.training.nnUNetTrainer.epoch_class_scores import EpochClassScores
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.label_handling.classification_labels import classification_tasks
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from nnunetv2.utilities.label_handling.classification_labels import classification_tasks, structure_values
 
 EXAMPLE = '{"classification": {"subtype": {"classes": ["benign", "malignant"], "evidence": ["lesion"]}}}'
 
@@ -46,6 +61,16 @@ class nnUNetTrainerMultitask(nnUNetTrainer):
     head_pooling: str = "mean_max"  # or "attention", "evidence"
     head_stages: tuple[int, ...] | None = None  # None: a middle encoder stage and the bottleneck
 
+    # New heads on the finished encoder, beside those of the joint training.
+    head_refit: str = "cases"  # or "patches", "none"
+    refit_pooling: str = "mean_max"
+    refit_stages: tuple[int, ...] | None = None  # None: a middle encoder stage and the bottleneck
+    refit_augmented_copies: int = 1  # on cases: views of every case with other intensities
+    refit_penalty: float = 0.1  # on cases: of the squared weights
+    refit_morphometry: bool = True  # on cases: sizes and shapes of the predicted structures beside the features
+    refit_share_of_epochs: float = 0.3  # on patches
+    refit_epochs_at_most: int = 30  # on patches
+
     def __init__(
         self, plans: dict, configuration: str, fold: int | str, dataset_json: dict, device: torch.device = torch.device("cuda")
     ) -> None:
@@ -58,6 +83,8 @@ class nnUNetTrainerMultitask(nnUNetTrainer):
             )
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.classification_tasks = tasks
+        self.refitted_heads: dict[str, nn.Module] = {}
+        self.joint_heads_trained = True  # not where only new heads were put onto the network of another training
         self._classification_steps = 0  # of the optimisers, for the warm-up of the loss weight
 
     @property
@@ -76,7 +103,62 @@ class nnUNetTrainerMultitask(nnUNetTrainer):
         )
 
     def classification_entry(self) -> dict | None:
-        return classification_entry(self.heads)
+        return {**classification_entry(self.heads), "trained": self.joint_heads_trained}
+
+    def refitted_heads_entry(self) -> dict | None:
+        if not self.refitted_heads:
+            return None
+        # Named as in a network that has these heads alone.
+        joint = JointNetwork(self.segmentation_network(), self.refitted_heads)
+        weights = {HEADS_PREFIX + key: value.cpu() for key, value in joint.classification_heads.state_dict().items()}
+        return {"classification": classification_entry(self.refitted_heads), "weights": weights}
+
+    def load_refitted_heads(self, entry: Mapping[str, Any] | None) -> None:
+        """The reverse of :meth:`refitted_heads_entry`."""
+        self.refitted_heads = {}
+        if entry:
+            heads = heads_from_checkpoint(entry["classification"], self.segmentation_network())
+            joint = JointNetwork(self.segmentation_network(), heads)
+            joint.classification_heads.load_state_dict(
+                {key.removeprefix(HEADS_PREFIX): value for key, value in entry["weights"].items()}
+            )
+            self.refitted_heads = {name: head.to(self.device).eval() for name, head in heads.items()}
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        checkpoint = filename_or_checkpoint
+        if not isinstance(checkpoint, Mapping):
+            checkpoint = load_checkpoint_file(filename_or_checkpoint, map_location="cpu")
+        super().load_checkpoint(checkpoint)
+        self.load_refitted_heads(checkpoint.get("refitted_heads"))
+        self.joint_heads_trained = (checkpoint.get("classification") or {}).get("trained", True)
+
+    def load_segmentation(self, filename: str) -> None:
+        """Take the whole segmentation network of a finished training, of whatever trainer; heads of its own are not looked at.
+
+        Raises:
+            ValueError: If the network is another one.
+        """
+        checkpoint = load_checkpoint_file(filename, map_location="cpu")
+        weights = {key.removeprefix("module."): value for key, value in checkpoint.get("network_weights", {}).items()}
+        weights = {key: value for key, value in weights.items() if not key.startswith(HEADS_PREFIX)}
+        try:
+            self.segmentation_network().load_state_dict(weights)
+        except RuntimeError as error:
+            reason = " ".join(line.strip() for line in str(error).splitlines()[1:4])[:600]
+            raise ValueError(
+                f"The weights of {filename} do not fit the segmentation network of these plans: {reason} "
+                "Give a checkpoint that was trained with the same plans, configuration and labels."
+            ) from error
+        self.patches_and_transforms()  # settles what may be mirrored here
+        mirrored = checkpoint.get("inference_allowed_mirroring_axes") or ()
+        allowed = self.inference_allowed_mirroring_axes or ()
+        self.inference_allowed_mirroring_axes = tuple(axis for axis in allowed if axis in mirrored) or None
+        self.joint_heads_trained = False
+        self.current_epoch = self.num_epochs  # nothing is left to train
+
+    def segmentation_network(self) -> nn.Module:
+        """The network without heads; its encoder and decoder are those that are trained."""
+        return unwrapped_network(self.network).segmentation_network
 
     def build_classification_loss(self) -> Callable[[Mapping, Mapping], dict[str, Tensor]]:
         return ClassificationLoss(self.classification_tasks)
@@ -115,6 +197,61 @@ class nnUNetTrainerMultitask(nnUNetTrainer):
             self.grad_scaler.step(self.head_optimizer)
         # Nothing left for another optimiser that holds these parameters too (a subclass with its own configure_optimizers).
         self.head_optimizer.zero_grad(set_to_none=True)
+
+    # ------------------------------------------------------------------ the head refit
+
+    def on_train_end(self) -> None:
+        super().on_train_end()
+        if self.head_refit != "none" and not self.refitted_heads:
+            self.refit_heads()
+            self.save_finished(join(self.output_folder, "checkpoint_final.pth"))
+
+    def refit_heads(self) -> None:
+        """Train new heads on the finished encoder; those of the joint training stay beside them.
+
+        Raises:
+            ValueError: If ``head_refit`` is none of the known ways, or a task has no labelled training case.
+        """
+        if self.head_refit not in REFITS or self.head_refit == "none":
+            raise ValueError(f"head_refit is {self.head_refit!r}, expected one of {', '.join(REFITS[:-1])}.")
+        self.print_to_log_file(f"Head refit on {self.head_refit}: encoder and decoder stay as they are")
+        self.refitted_heads = {}
+        if self.head_refit == "cases":
+            self.refitted_heads = refit_on_cases(
+                self,
+                augmented_copies=self.refit_augmented_copies,
+                penalty=self.refit_penalty,
+                with_morphometry=self.refit_morphometry,
+            )
+        else:
+            self.refitted_heads = refit_on_patches(self, epochs=self.refit_epochs())
+
+    def refit_epochs(self) -> int:
+        """Epochs of a refit on patches, fewer after a short training."""
+        return max(1, min(self.refit_epochs_at_most, round(self.refit_share_of_epochs * self.num_epochs)))
+
+    def refit_stream(self) -> BatchStream:
+        """Patches for a refit: cases balanced by class, centred on the evidence in two of three samples."""
+        patch_size, transforms, _ = self.patches_and_transforms()
+        dataset, _ = self.get_tr_and_val_datasets()
+        stream = self.batch_stream(
+            dataset,
+            patch_size,
+            transforms,
+            self.num_iterations_per_epoch,
+            get_allowed_n_proc_DA(),
+            seed=self.seed + SEED_OFFSET,
+            loader_class=EvidenceCentredLoader,
+            sampling_probabilities=refit_sampling(dataset.identifiers, self.case_labels()),
+            oversample_foreground_percent=EVIDENCE_CENTRED_SHARE,
+            probabilistic_oversampling=True,
+        )
+        evidence = {name for task in self.classification_tasks.values() for name in task.evidence}
+        stream.loader.evidence_values = structure_values(sorted(evidence), self.dataset_json)
+        stream.set_epoch(0)
+        return stream
+
+    # ------------------------------------------------------------------ reports and state
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()

@@ -1,0 +1,283 @@
+"""New classification heads on a finished segmentation network, whose encoder and decoder stay as they are.
+
+On *patches* the heads are those of the joint training, trained alone on patches that show the evidence. On *cases* every training case goes
+through the path of the predictor, and a linear classifier is fitted to what prediction will compute: features averaged over the tiles,
+and the morphometry of the predicted structures. Nothing is chosen on the training cases: an encoder that saw their labels makes any inner
+score worthless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nnunetv2.inference.morphometry import morphometry_names
+from nnunetv2.network_architecture.classification_heads import (
+    CaseHead,
+    HeadDescription,
+    build_heads,
+    default_stages,
+    encoder_channels,
+)
+from nnunetv2.network_architecture.joint_network import JointNetwork
+from nnunetv2.network_architecture.predicted_evidence import PredictedEvidence
+from nnunetv2.training.data_augmentation.default_augmentation import intensity_transforms
+from nnunetv2.training.dataloading.case_sampling import balanced_sampling_probabilities
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.training.dataloading.random_state import restored_random_state, seed_sample
+from nnunetv2.training.loss.classification import ClassificationLoss
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.training.nnUNetTrainer.case_validation import predictor_of, segmentation_at_full_resolution, with_previous_stage
+
+if TYPE_CHECKING:
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainerMultitask import nnUNetTrainerMultitask
+    from nnunetv2.utilities.label_handling.classification_labels import CaseLabels, ClassificationTask, Target
+
+REFITS = ("cases", "patches", "none")
+SEED_OFFSET = 2_000_003  # other random numbers than those of the training
+EVIDENCE_CENTRED_SHARE = 2 / 3  # of the samples of a refit on patches
+LEARNING_RATE, WEIGHT_DECAY, GRADIENT_NORM = 3e-4, 1e-4, 1.0
+SMALLEST_DEVIATION = 1e-6  # a feature that varies less than this among the training cases says nothing
+
+
+# --- on cases
+
+
+def refit_on_cases(
+    trainer: nnUNetTrainerMultitask, *, augmented_copies: int, penalty: float, with_morphometry: bool
+) -> dict[str, nn.Module]:
+    """Heads fitted to the training cases as the predictor sees them.
+
+    Args:
+        trainer: With a trained segmentation network.
+        augmented_copies: How often every case is seen with other intensities, besides once as it is.
+        penalty: Of the squared weights of the linear layer.
+        with_morphometry: Whether the heads look at the sizes and shapes of the predicted structures.
+    """
+    network = trainer.segmentation_network()
+    heads = unfitted_case_heads(trainer, with_morphometry)
+    predictor = predictor_of(trainer, JointNetwork(network, heads).to(trainer.device))
+    predictor.classification_tasks = dict(trainer.classification_tasks)
+    identifiers, vectors = case_vectors(trainer, predictor, augmented_copies)
+    case_labels = trainer.case_labels()
+    for name, head in heads.items():
+        targets = [case_labels.target(identifier, name) for identifier in identifiers]
+        known = [index for index, target in enumerate(targets) if target is not None]
+        if not known:
+            raise ValueError(f"Task {name}: no training case has a label, so no head can be fitted. Fill in labels.csv.")
+        weights = balanced_sampling_probabilities([identifiers[i] for i in known], case_labels, name, draw_unknown=False) * len(known)
+        loss = fit_case_head(head, vectors[name][known], [targets[i] for i in known], weights, penalty)
+        trainer.print_to_log_file(f"Head refit, {name}: {len(known)} views of training cases, loss {loss:.4f}")
+    return dict(heads)
+
+
+def unfitted_case_heads(trainer: nnUNetTrainerMultitask, with_morphometry: bool) -> dict[str, CaseHead]:
+    """One head per task, looking at the default stages and at every structure of the dataset."""
+    channels = encoder_channels(trainer.segmentation_network())
+    labels = trainer.dataset_json["labels"]
+    structures = foreground_structures(labels) if with_morphometry else {}
+    measures = tuple(morphometry_names(list(structures), trainer.num_input_channels)) if structures else ()
+    return {
+        name: CaseHead(
+            HeadDescription(
+                task=task,
+                pooling=trainer.refit_pooling,
+                stages=default_stages(len(channels)) if trainer.refit_stages is None else tuple(trainer.refit_stages),
+                level="case",
+                evidence=PredictedEvidence.from_labels(task.evidence, labels),
+                structures=structures,
+                measures=measures,
+            ),
+            channels,
+        )
+        for name, task in trainer.classification_tasks.items()
+    }
+
+
+def foreground_structures(labels: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Label values of every structure of ``dataset.json``'s ``labels`` but background and ignore, by name."""
+    values = {name: tuple(value) if isinstance(value, (list, tuple)) else (int(value),) for name, value in labels.items()}
+    return {name: tuple(int(v) for v in value) for name, value in values.items() if name != "ignore" and set(value) != {0}}
+
+
+def case_vectors(
+    trainer: nnUNetTrainerMultitask, predictor: Any, augmented_copies: int
+) -> tuple[list[str], dict[str, np.ndarray]]:
+    """What the heads of whole cases see of the training cases that have any label.
+
+    Returns:
+        The identifier of every view, and by task the vectors ``(views, F)``.
+    """
+    dataset, _ = trainer.get_tr_and_val_datasets()
+    case_labels = trainer.case_labels()
+    chosen = [name for name in dataset.identifiers if any(case_labels.target(name, task) is not None for task in trainer.classification_tasks)]
+    identifiers: list[str] = []
+    vectors: dict[str, list[np.ndarray]] = {name: [] for name in trainer.classification_tasks}
+    with segmentation_at_full_resolution(trainer):
+        for number, identifier in enumerate(chosen):
+            data, _, previous_stage, properties = dataset.load_case(identifier)
+            image = torch.from_numpy(np.asarray(data[:]))
+            for copy in range(1 + augmented_copies):
+                view = image if copy == 0 else _other_intensities(image, trainer.seed + SEED_OFFSET, number, copy)
+                view = with_previous_stage(trainer, view.numpy(), previous_stage)
+                features = predictor.case_features_from_preprocessed_data(torch.from_numpy(view), properties)
+                identifiers.append(str(identifier))
+                for task, vector in features.items():
+                    vectors[task].append(vector)
+    return identifiers, {task: np.stack(rows) for task, rows in vectors.items()}
+
+
+def _other_intensities(image: Tensor, *position: int) -> Tensor:
+    """An image ``(C, X, Y, Z)`` with the intensity part of the training's augmentation; a function of the position alone."""
+    with restored_random_state(), torch.no_grad():
+        seed_sample(*position)
+        sample = {"image": image.clone()}
+        for transform in intensity_transforms():
+            sample = transform(**sample)
+    return sample["image"]
+
+
+def fit_case_head(head: CaseHead, vectors: np.ndarray, targets: Sequence[Target], weights: np.ndarray, penalty: float) -> float:
+    """Fit standardization and linear layer of a head; a convex problem, solved to the end and the same every time.
+
+    Every block of features (means, maxima, measures) gets the same total variance, so that hundreds of channels do not drown a dozen
+    measures.
+
+    Args:
+        head: Changed in place.
+        vectors: ``(n, F)``; NaN where a measure does not exist.
+        targets: What is true of each; all known.
+        weights: ``(n,)``, mean 1.
+        penalty: Factor of half the squared weights of the layer, beside the mean loss.
+
+    Returns:
+        The final mean loss without the penalty.
+    """
+    vectors = np.asarray(vectors, dtype=np.float64)
+    known = np.isfinite(vectors)
+    counts = np.maximum(known.sum(axis=0), 1)
+    mean = np.where(known, vectors, 0).sum(axis=0) / counts
+    deviation = np.sqrt(np.where(known, (vectors - mean) ** 2, 0).sum(axis=0) / counts)
+    block_size = np.concatenate([np.full(size, size) for size in head.blocks])
+    scale = np.where(deviation > SMALLEST_DEVIATION, 1 / np.maximum(deviation, SMALLEST_DEVIATION) / np.sqrt(block_size), 0.0)
+    device = head.feature_mean.device
+    head.to("cpu", torch.float64)
+    head.feature_mean.copy_(torch.from_numpy(mean))
+    head.feature_scale.copy_(torch.from_numpy(scale))
+    inputs = head.standardize(torch.from_numpy(vectors))
+    target, sample_weights = _target_tensor(head.description.task, targets), torch.from_numpy(np.asarray(weights, dtype=np.float64))
+    loss_of = ClassificationLoss({"task": head.description.task}, label_smoothing=0.0)
+
+    def mean_loss() -> Tensor:
+        # by sample, since the loss as a whole works in float32
+        losses, _ = loss_of.sample_losses("task", head.output(inputs), target)
+        return (losses * sample_weights).mean()
+
+    with torch.no_grad():
+        for parameter in head.output.parameters():
+            if parameter.ndim > 1:  # thresholds of ordinal classes keep their start, equal shares
+                parameter.zero_()
+    optimizer = torch.optim.LBFGS(
+        head.output.parameters(), lr=1, max_iter=1000, tolerance_grad=1e-9, tolerance_change=1e-12, line_search_fn="strong_wolfe"
+    )
+    layer = head.output.score if head.description.task.is_ordinal else head.output
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        total = mean_loss() + penalty / 2 * (layer.weight**2).sum()
+        total.backward()
+        return total
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    with torch.no_grad():
+        loss = float(mean_loss())
+    head.to(device, torch.float32)
+    head.requires_grad_(False)
+    return loss
+
+
+def _target_tensor(task: ClassificationTask, targets: Sequence[Target]) -> Tensor:
+    if task.is_multilabel:
+        return torch.from_numpy(np.stack([np.asarray(target, dtype=np.float32) for target in targets]))
+    return torch.tensor([int(target) for target in targets])
+
+
+# --- on patches
+
+
+def refit_on_patches(trainer: nnUNetTrainerMultitask, *, epochs: int) -> dict[str, nn.Module]:
+    """Fresh heads trained on patches, cases drawn balanced by class, two of three samples centred on the evidence.
+
+    Args:
+        trainer: With a trained segmentation network.
+        epochs: Of as many steps as in the training.
+    """
+    network = trainer.segmentation_network()
+    tasks = trainer.classification_tasks
+    heads = build_heads(
+        tasks,
+        encoder_channels(network),
+        pooling=trainer.refit_pooling,
+        stages=trainer.refit_stages,
+        labels=trainer.dataset_json["labels"],
+        seed=trainer.seed + SEED_OFFSET,
+    )
+    modules = nn.ModuleList(heads.values()).to(trainer.device).train()
+    parameters = list(modules.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    schedule = PolyLRScheduler(optimizer, LEARNING_RATE, epochs)
+    loss_of = ClassificationLoss(tasks)
+    needs_segmentation = any(head.needs_segmentation for head in heads.values())
+    stream = trainer.refit_stream()
+    try:
+        with segmentation_at_full_resolution(trainer):
+            for epoch in range(epochs):
+                schedule.step(epoch)
+                total = 0.0
+                for _ in range(trainer.num_iterations_per_epoch):
+                    batch = trainer.batch_on_device(next(stream))
+                    with torch.no_grad(), trainer.autocast():
+                        features = network.encoder(batch["data"])
+                        segmentation = network.decoder(features) if needs_segmentation else None
+                    losses = loss_of({name: head(features, segmentation) for name, head in heads.items()}, batch["class"])
+                    loss = sum(tasks[name].weight * value for name, value in losses.items())
+                    optimizer.zero_grad(set_to_none=True)
+                    loss.backward()
+                    torch.nn.utils.clip_grad_norm_(parameters, GRADIENT_NORM)
+                    optimizer.step()
+                    total += loss.detach()
+                trainer.print_to_log_file(f"Head refit, epoch {epoch}: loss {float(total) / trainer.num_iterations_per_epoch:.4f}")
+    finally:
+        stream.close()
+    modules.eval().requires_grad_(False)
+    return heads
+
+
+class EvidenceCentredLoader(nnUNetDataLoader):
+    """A loader whose patches that must show foreground show the evidence of a task, where a case has any."""
+
+    evidence_values: tuple[int, ...] = ()
+
+    def _locations_to_show(self, force_fg, class_locations, overwrite_class, verbose) -> np.ndarray | None:
+        if force_fg and overwrite_class is None:
+            # A key is a label, or the labels of a region.
+            shown = [
+                key
+                for key, locations in class_locations.items()
+                if key != self.annotated_classes_key
+                and len(locations) > 0
+                and set(np.atleast_1d(key).tolist()) <= set(self.evidence_values)
+            ]
+            if shown:
+                overwrite_class = shown[np.random.choice(len(shown))]
+        return super()._locations_to_show(force_fg, class_locations, overwrite_class, verbose)
+
+
+def refit_sampling(identifiers: Sequence[str], case_labels: CaseLabels) -> np.ndarray:
+    """How often each training case is drawn: classes of every task equally often, cases without a label as often as before."""
+    return balanced_sampling_probabilities(identifiers, case_labels)

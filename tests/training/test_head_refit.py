@@ -1,0 +1,203 @@
+"""New heads on a finished encoder: on whole cases, on patches, after a training and alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from tiny_datasets import PLANS
+from tiny_trainings import CPU, make_trainer, same, weights
+
+from nnunetv2.inference.classification_table import read_classification_csv
+from nnunetv2.inference.predict_from_raw_data import ClassificationOptions, nnUNetPredictor
+from nnunetv2.network_architecture.classification_heads import CaseHead, HeadDescription, class_probabilities
+from nnunetv2.run.run_training import run_training
+from nnunetv2.training.head_refit import fit_case_head, foreground_structures
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainerMultitask import nnUNetTrainerMultitask
+from nnunetv2.utilities.checkpoint_io import load_checkpoint_file
+from nnunetv2.utilities.file_io import load_json
+from nnunetv2.utilities.label_handling.classification_labels import ClassificationTask
+
+Folders = dict[str, Path]
+
+
+def case_head(measures: int = 3, **task: Any) -> CaseHead:
+    content = {"classes": ["a", "b", "c"], **task}
+    description = HeadDescription(
+        task=ClassificationTask.from_dict("subtype", content),
+        stages=(0,),
+        level="case",
+        structures={"lesion": (2,)},
+        measures=tuple(f"m{i}" for i in range(measures)),
+    )
+    return CaseHead(description, [4])
+
+
+def test_a_linear_head_is_scikit_learns_logistic_regression() -> None:
+    rng = np.random.default_rng(0)
+    head = case_head()
+    targets = rng.integers(0, 3, 60)
+    vectors = rng.normal(size=(60, 11)) * rng.uniform(0.1, 100, 11) + targets[:, None] * rng.normal(size=11)
+    sample_weights = rng.uniform(0.5, 1.5, 60)
+    penalty = 0.03
+    fit_case_head(head, vectors, list(targets), sample_weights, penalty)
+    inputs = head.standardize(torch.from_numpy(vectors).float()).numpy()
+    model = LogisticRegression(C=1 / (penalty * 60), tol=1e-10, max_iter=10000, solver="newton-cg").fit(inputs, targets, sample_weight=sample_weights)
+    found = class_probabilities(head.description.task, head.classify_case(torch.from_numpy(vectors).float())).numpy()
+    assert found == pytest.approx(model.predict_proba(inputs), abs=1e-4)
+
+
+def test_every_block_of_features_has_the_same_weight_and_what_is_missing_counts_as_the_mean() -> None:
+    rng = np.random.default_rng(1)
+    head = case_head()
+    vectors = rng.normal(5, 3, size=(50, 11))
+    vectors[::7, 9] = np.nan
+    vectors[:, 10] = 4.0  # says nothing
+    fit_case_head(head, vectors, list(rng.integers(0, 3, 50)), np.ones(50), 0.1)
+    inputs = head.standardize(torch.from_numpy(vectors).float()).numpy()
+    variances = inputs.var(axis=0)
+    assert variances[:4].sum() == pytest.approx(1, abs=1e-4) and variances[4:8].sum() == pytest.approx(1, abs=1e-4)
+    assert variances[8] == pytest.approx(1 / 3, abs=1e-4)
+    assert (inputs[::7, 9] == 0).all() and (inputs[:, 10] == 0).all()
+
+
+@pytest.mark.parametrize("task", [{"type": "ordinal"}, {"type": "multilabel"}, {}])
+def test_all_types_of_tasks_learn_what_can_be_told_apart(task: dict[str, str]) -> None:
+    rng = np.random.default_rng(2)
+    head = case_head(**task)
+    classes = np.arange(60) % 3
+    vectors = rng.normal(size=(60, 11)) + 8 * classes[:, None] * np.eye(11)[0]
+    targets = [np.array([c > 0, c > 1, c == 0], dtype=np.float32) for c in classes] if task.get("type") == "multilabel" else list(classes)
+    fit_case_head(head, vectors, targets, np.ones(60), 0.001)
+    probabilities = class_probabilities(head.description.task, head.classify_case(torch.from_numpy(vectors).float())).numpy()
+    decided = probabilities > 0.5 if task.get("type") == "multilabel" else probabilities.argmax(axis=1)
+    assert (decided == np.array(targets)).mean() > 0.95
+
+
+def test_structures_are_all_but_background_and_ignore() -> None:
+    labels = {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}
+    assert foreground_structures(labels) == {"whole": (1, 2), "core": (2,)}
+
+
+def predicted_rows(trainer: nnUNetTrainerMultitask, heads: str | None, **options: Any) -> dict[str, dict[str, np.ndarray]]:
+    """Classes of the validation cases from the model folder on disk, as a user predicts them."""
+    predictor = nnUNetPredictor(device=CPU, allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(trainer.output_folder_base, (0,), classification_heads=heads)
+    _, dataset = trainer.get_tr_and_val_datasets()
+    rows = {}
+    for identifier in dataset.identifiers:
+        data, _, _, properties = dataset.load_case(identifier)
+        image = torch.from_numpy(np.asarray(data[:]))
+        _, rows[identifier] = predictor.predict_logits_and_classes_from_preprocessed_data(image, ClassificationOptions(**options), properties)
+    return rows
+
+
+def assert_same_rows(first: dict, second: dict) -> None:
+    assert first.keys() == second.keys()
+    for identifier, row in first.items():
+        for task, values in row.items():
+            assert values == pytest.approx(second[identifier][task], abs=1e-6), (identifier, task)
+
+
+@pytest.fixture(scope="module", params=["cases", "patches"])
+def refitted(request: pytest.FixtureRequest, tiny_preprocessed: Path, tmp_path_factory: pytest.TempPathFactory) -> nnUNetTrainerMultitask:
+    """A finished training with refitted heads and its validation."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("nnUNet_preprocessed", str(tiny_preprocessed))
+        environment.setenv("nnUNet_results", str(tmp_path_factory.mktemp("results")))
+        environment.setenv("nnUNet_raw", str(tmp_path_factory.mktemp("raw")))
+        environment.setenv("nnUNet_n_proc_DA", "0")
+        environment.setenv("nnUNet_def_n_proc", "1")
+        trainer = make_trainer(nnUNetTrainerMultitask, tiny_preprocessed)
+        trainer.head_refit = request.param
+        before = None
+
+        def remember_and_refit(refit: Any = trainer.refit_heads) -> None:
+            nonlocal before
+            before = weights(trainer)
+            refit()
+
+        trainer.refit_heads = remember_and_refit
+        trainer.run_training()
+        trainer.weights_before_the_refit = before
+        trainer.perform_actual_validation()
+        return trainer
+
+
+def test_encoder_decoder_and_joint_heads_stay_as_they_are(refitted: nnUNetTrainerMultitask) -> None:
+    assert same(weights(refitted), refitted.weights_before_the_refit)
+    checkpoint = load_checkpoint_file(Path(refitted.output_folder, "checkpoint_final.pth"))
+    assert same(dict(checkpoint["network_weights"]), refitted.weights_before_the_refit)
+    level = checkpoint["refitted_heads"]["classification"]["heads"]["subtype"]["level"]
+    assert level == {"cases": "case", "patches": "patch"}[refitted.head_refit]
+
+
+def test_both_sets_of_heads_are_scored_and_predict_what_the_validation_wrote(refitted: nnUNetTrainerMultitask) -> None:
+    validation = Path(refitted.output_folder, "validation")
+    summary = json.loads((validation / "classification_summary.json").read_text())
+    assert list(summary) == ["refit", "joint"]
+    tables = {heads: read_classification_csv(validation / file, refitted.classification_tasks)
+              for heads, file in (("refit", "classification.csv"), ("joint", "classification_joint.csv"))}  # fmt: skip
+    for heads, table in tables.items():
+        assert_same_rows(predicted_rows(refitted, heads), table)
+    assert_same_rows(predicted_rows(refitted, None), tables["refit"])
+    first = next(iter(tables["refit"]))
+    assert any(not np.allclose(tables["refit"][first][task], tables["joint"][first][task]) for task in refitted.classification_tasks)
+
+
+def test_a_continued_training_has_the_same_refitted_heads(refitted: nnUNetTrainerMultitask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("nnUNet_preprocessed", refitted.preprocessed_dataset_folder_base.rsplit("/", 1)[0])
+    monkeypatch.setenv("nnUNet_results", str(Path(refitted.output_folder_base).parents[1]))
+    again = make_trainer(nnUNetTrainerMultitask, Path(refitted.preprocessed_dataset_folder_base).parent)
+    again.load_checkpoint(str(Path(refitted.output_folder, "checkpoint_final.pth")))
+    for name, head in refitted.refitted_heads.items():
+        assert same(dict(head.state_dict()), dict(again.refitted_heads[name].state_dict()))
+
+
+def test_what_heads_of_whole_cases_cannot_do_is_said(refitted: nnUNetTrainerMultitask) -> None:
+    if refitted.head_refit != "cases":
+        assert predicted_rows(refitted, "refit", aggregation="max")
+        return
+    with pytest.raises(ValueError, match="classify whole cases.*--cls_heads joint"):
+        predicted_rows(refitted, "refit", aggregation="max")
+    with pytest.raises(ValueError, match="look at the predicted segmentation"):
+        predicted_rows(refitted, "refit", only=True, aggregation="mean")
+
+
+def test_heads_can_be_put_onto_a_plain_training(tiny_training: Folders) -> None:
+    plain = make_trainer(nnUNetTrainer, tiny_training["preprocessed"])
+    plain.run_training()
+    source = Path(plain.output_folder, "checkpoint_final.pth")
+    options = {"pretrained_weights": str(source), "only_refit_heads": True, "seed": 0, "device": CPU}
+    run_training(1, "3d_fullres", 0, "nnUNetTrainerMultitask", PLANS, **options)
+    trainer = make_trainer(nnUNetTrainerMultitask, tiny_training["preprocessed"])
+    trainer.load_checkpoint(str(Path(trainer.output_folder, "checkpoint_final.pth")))
+    segmentation = {key: value for key, value in weights(trainer).items() if not key.startswith("classification_heads.")}
+    assert same(segmentation, weights(plain))
+    summary = load_json(Path(trainer.output_folder, "validation", "classification_summary.json"))
+    assert list(summary) == ["refit"]  # joint heads were never trained, so they say nothing
+    with pytest.raises(ValueError, match="has no heads 'joint'"):
+        predicted_rows(trainer, "joint")
+    with pytest.raises(FileExistsError, match="holds a finished training"):
+        run_training(1, "3d_fullres", 0, "nnUNetTrainerMultitask", PLANS, **options)
+
+
+def test_a_refit_without_a_finished_training_or_heads_is_refused(tiny_training: Folders) -> None:
+    with pytest.raises(FileNotFoundError, match="--refit_heads needs the finished training"):
+        run_training(1, "3d_fullres", 0, "nnUNetTrainerMultitask", PLANS, only_refit_heads=True, device=CPU)
+    with pytest.raises(ValueError, match="no classification heads to refit"):
+        run_training(2, "3d_fullres", 0, "nnUNetTrainer", PLANS, only_refit_heads=True, device=CPU)
+
+
+def test_weights_of_another_network_are_refused(tiny_training: Folders, tmp_path: Path) -> None:
+    torch.save({"network_weights": {"encoder.nothing": torch.zeros(1)}}, tmp_path / "other.pth")
+    trainer = make_trainer(nnUNetTrainerMultitask, tiny_training["preprocessed"])
+    trainer.initialize()
+    with pytest.raises(ValueError, match="do not fit the segmentation network"):
+        trainer.load_segmentation(str(tmp_path / "other.pth"))
