@@ -7,7 +7,9 @@ random states of numpy and torch; ``training.dataloading`` seeds both for every 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from batchgeneratorsv2.helpers.scalar_type import RandomScalar
@@ -235,21 +237,37 @@ def rotation_and_mirroring(
 
 
 def restrict_to_flip_insensitive(
-    rotation: tuple[float, float],
+    rotation: RandomScalar,
     mirror_axes: Sequence[int] | None,
     blocked_axes: Sequence[int],
     *,
     within_planes_across_axis_0: bool = False,
-) -> tuple[tuple[float, float], tuple[int, ...]]:
+) -> tuple[RandomScalar, tuple[int, ...]]:
     """Takes mirroring over blocked axes away, and large rotations that move them (half a turn is two mirrorings).
 
+    The rotation may be whatever batchgeneratorsv2 takes: a range, one angle, or a function that draws one; it stays of that kind.
     With ``within_planes_across_axis_0`` (dummy 2D) axis 0 does not move, so it does not limit the rotation.
     """
     allowed = tuple(axis for axis in mirror_axes or () if axis not in blocked_axes)
     moved = [axis for axis in blocked_axes if not (within_planes_across_axis_0 and axis == 0)]
-    if moved:
-        rotation = (max(rotation[0], -FLIP_SENSITIVE_ROTATION), min(rotation[1], FLIP_SENSITIVE_ROTATION))
-    return rotation, allowed
+    return _small_rotation(rotation) if moved else rotation, allowed
+
+
+def _small_rotation(rotation: RandomScalar) -> RandomScalar:
+    """The rotation within the limits for flip-sensitive axes."""
+    if callable(rotation):
+        return functools.partial(_drawn_small_angle, rotation)
+    if isinstance(rotation, (tuple, list)):
+        return tuple(_small_angle(angle) for angle in rotation)
+    return _small_angle(rotation)
+
+
+def _drawn_small_angle(draw: Callable[..., float], *args: Any, **kwargs: Any) -> float:
+    return _small_angle(draw(*args, **kwargs))
+
+
+def _small_angle(angle: float) -> float:
+    return min(max(angle, -FLIP_SENSITIVE_ROTATION), FLIP_SENSITIVE_ROTATION)
 
 
 def blocked_patch_axes(

@@ -73,7 +73,7 @@ class EpochClassScores:
             segmentation_logits: ``(B, C, *patch)``.
         """
         probabilities = {
-            name: class_probabilities(task, class_logits[name].detach()).double().cpu().numpy() for name, task in self.tasks.items()
+            name: class_probabilities(task, class_logits[name].detach()).cpu().double().numpy() for name, task in self.tasks.items()
         }
         evidence = {name: self._mean_evidence(name, segmentation_logits) for name in self.tasks}
         return [

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nnunetv2.network_architecture.joint_network import JointOutput, as_joint_output, with_classification_heads
+from nnunetv2.network_architecture.joint_network import JointNetwork, JointOutput, as_joint_output, with_classification_heads
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
 from nnunetv2.training.checkpointing import (
     load_checkpoint_file,
@@ -86,6 +86,9 @@ class nnUNetTrainer:
         fold: Number of the fold, or ``"all"``.
         dataset_json: Content of ``dataset.json``.
         device: Where to train.
+
+    Raises:
+        RuntimeError: In a process that belongs to a process group.
     """
 
     initial_lr: float = 1e-2
@@ -104,6 +107,11 @@ class nnUNetTrainer:
     def __init__(
         self, plans: dict, configuration: str, fold: int | str, dataset_json: dict, device: torch.device = torch.device("cuda")
     ) -> None:
+        if is_distributed():  # before anything is written
+            raise RuntimeError(
+                "This process belongs to a process group, but a training runs in one process. Start it without torchrun or "
+                "init_process_group; several folds can be trained on several GPUs at once, each with its own CUDA_VISIBLE_DEVICES."
+            )
         plans = copy.deepcopy(plans)
         continue_training = bool(plans.pop("continue_training", False))
         self.my_init_kwargs = {
@@ -180,8 +188,6 @@ class nnUNetTrainer:
         """
         if self.was_initialized:
             raise RuntimeError("initialize was called twice. Make a new trainer for a new training.")
-        if self.is_ddp:
-            raise NotImplementedError("Training in several processes is not part of this release yet.")
         self.settle_seed()
         self._set_batch_size_and_oversample()
         self.num_input_channels = determine_num_input_channels(self.plans_manager, self.configuration_manager, self.dataset_json)
@@ -288,13 +294,14 @@ class nnUNetTrainer:
 
     def head_parameters(self) -> list[nn.Parameter]:
         """Parameters of the classification heads; empty without any."""
-        heads = getattr(unwrapped_network(self.network), "classification_heads", None)
-        return [] if heads is None else list(heads.parameters())
+        network = unwrapped_network(self.network)
+        # A user's own network may have a module of the same name, which the segmentation's optimizer trains.
+        return list(network.classification_heads.parameters()) if isinstance(network, JointNetwork) else []
 
     def segmentation_parameters(self) -> list[nn.Parameter]:
         """Parameters of the network without those of the heads."""
-        named = unwrapped_network(self.network).named_parameters()
-        return [parameter for name, parameter in named if not name.startswith("classification_heads.")]
+        of_heads = {id(parameter) for parameter in self.head_parameters()}
+        return [parameter for parameter in unwrapped_network(self.network).parameters() if id(parameter) not in of_heads]
 
     def _do_i_compile(self) -> bool:
         """Whether network and Dice loss are compiled."""
@@ -499,7 +506,9 @@ class nnUNetTrainer:
         rotation_for_DA, dummy_2d, initial_patch_size, mirror_axes = self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         blocked = self.flip_sensitive_patch_axes()
         if blocked:  # again, since a subclass may have replaced them
-            _, mirror_axes = restrict_to_flip_insensitive(rotation_for_DA, mirror_axes, blocked)
+            rotation_for_DA, mirror_axes = restrict_to_flip_insensitive(
+                rotation_for_DA, mirror_axes, blocked, within_planes_across_axis_0=dummy_2d
+            )
             _, self.inference_allowed_mirroring_axes = restrict_to_flip_insensitive(
                 rotation_for_DA, self.inference_allowed_mirroring_axes, blocked
             )
@@ -599,10 +608,11 @@ class nnUNetTrainer:
             if not hasattr(self.network, "_orig_mod") or not is_compiler_error(error):
                 raise
             self.print_to_log_file(f"torch.compile failed, the training goes on without it. Reason: {type(error).__name__}: {error}")
-            self._compiler_failed = True
-            self.network = unwrapped_network(self.network)
-            self.loss = self._build_loss()
-            return step(batch)
+        # Outside the handler, which keeps the tensors of the failed attempt alive.
+        self._compiler_failed = True
+        self.network = unwrapped_network(self.network)
+        self.loss = self._build_loss()
+        return step(batch)
 
     def on_train_start(self) -> None:
         """Prepare what the epochs need, and write down what is trained."""
@@ -932,7 +942,8 @@ class nnUNetTrainer:
         """
         checkpoint = filename_or_checkpoint
         if not isinstance(checkpoint, Mapping):
-            checkpoint = load_checkpoint_file(filename_or_checkpoint, map_location=self.device)
+            # On the CPU: what is restored goes to the device of its owner, and a GPU need not hold everything twice.
+            checkpoint = load_checkpoint_file(filename_or_checkpoint, map_location="cpu")
         state = checkpoint.get("training_state") or {}
         if not self.was_initialized:
             # Options of this run win over those of the run that is continued.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,16 @@ def test_subclasses_may_have_further_arguments(tiny_training: Folders) -> None:
     trainer = TrainerWithOwnArguments(**arguments(tiny_training), dropout=0.5)
     assert (trainer.dropout, trainer.num_epochs) == (0.5, 7)
     assert list(trainer.my_init_kwargs) == ["plans", "configuration", "fold", "dataset_json", "device"]
+
+
+def test_a_process_group_is_refused_before_anything_is_written(tiny_training: Folders, tmp_path: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        with pytest.raises(RuntimeError, match="without torchrun"):
+            nnUNetTrainer(**arguments(tiny_training))
+    finally:
+        torch.distributed.destroy_process_group()
+    assert not list(tiny_training["results"].iterdir())
 
 
 def test_a_second_initialize_is_an_error(tiny_training: Folders) -> None:
@@ -193,6 +204,30 @@ def test_the_network_signature_before_2_7_still_works(tiny_training: Folders) ->
     assert isinstance(trainer.network, nn.Module)
 
 
+class NetworkWithItsOwnHeads(nn.Module):
+    """A user's network with a module of the name that our heads have."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.classification_heads = nn.ModuleDict({"mine": nn.Linear(2, 2)})
+
+    def forward(self, image):
+        return self.network(image)
+
+
+def test_every_parameter_of_a_users_network_is_trained(tiny_training: Folders) -> None:
+    class Trainer(nnUNetTrainer):
+        def build_network_for_training(self):
+            return NetworkWithItsOwnHeads(super().build_network_for_training())
+
+    trainer = plain_trainer(tiny_training, Trainer)
+    trainer.initialize()
+    trained = {id(parameter) for group in trainer.optimizer.param_groups for parameter in group["params"]}
+    assert {id(parameter) for parameter in trainer.network.parameters()} == trained
+    assert trainer.head_parameters() == []
+
+
 def test_without_deep_supervision_output_and_target_are_tensors(tiny_training: Folders) -> None:
     class Trainer(nnUNetTrainer):
         enable_deep_supervision = False
@@ -297,6 +332,22 @@ def test_a_compiler_that_fails_is_reported_and_left_out(tiny_training: Folders, 
     eager = plain_trainer(tiny_training, seed=0)
     eager.run_training()
     assert same(weights(compiled), weights(eager))
+
+
+def test_without_the_compiler_the_step_has_the_memory_of_the_failed_attempt(tiny_training: Folders) -> None:
+    trainer = plain_trainer(tiny_training, FailingCompiler)
+    trainer.initialize()
+    attempts: list[weakref.ref] = []
+
+    def step(batch: dict) -> dict:
+        attempt = torch.zeros(3)
+        attempts.append(weakref.ref(attempt))
+        if len(attempts) == 1:
+            trainer.network(batch)  # compiles
+        return {"first attempt is freed": attempts[0]() is None}
+
+    image = torch.zeros(1, trainer.num_input_channels, *trainer.configuration_manager.patch_size)
+    assert trainer.run_step(step, image) == {"first attempt is freed": True}
 
 
 def test_an_error_of_the_step_itself_is_not_taken_for_the_compilers(tiny_training: Folders) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from batchgeneratorsv2.helpers.scalar_type import sample_scalar
 from tiny_datasets import SUBTYPE
 from tiny_trainings import make_trainer, same, weights
 
@@ -112,6 +113,22 @@ def test_a_subclass_cannot_bring_flip_sensitive_mirroring_back_by_accident(tiny_
     trainer = make_trainer(Trainer, tiny_training["preprocessed"])
     trainer.on_train_start()
     assert len(trainer.inference_allowed_mirroring_axes) == 2
+
+
+@pytest.mark.parametrize("rotation", [(-3.0, 3.0), (1.0, 2.0), 2.0, lambda *_, **__: 2.0])
+def test_a_subclass_cannot_turn_flip_sensitive_axes_around(rotation: Any, tiny_training: Folders) -> None:
+    class Trainer(nnUNetTrainerMultitask):
+        def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):
+            _, dummy, size, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+            return rotation, dummy, size, axes
+
+    trainer = make_trainer(Trainer, tiny_training["preprocessed"])
+    trainer.on_train_start()
+    spatial = trainer.dataloader_train.loader.transforms.transforms[0]
+    limit = np.deg2rad(30)
+    angles = [sample_scalar(spatial.rotation) for _ in range(20)]
+    assert -limit <= min(angles) <= max(angles) <= limit
+    assert np.isfinite(trainer.train_step(next(trainer.dataloader_train))["loss"])
 
 
 def test_other_peoples_trainers_gain_heads_by_inheritance(tiny_training: Folders) -> None:
