@@ -202,11 +202,11 @@ def _check_options(
     val_with_best: bool,
     pretrained_weights: str | None,
 ) -> None:
-    """Options that exclude each other."""
+    """Options that exclude each other or cannot be; checked before a trainer writes its folder."""
     if num_gpus < 1:
         raise ValueError(f"-num_gpus {num_gpus}: a training needs one GPU (or -device cpu).")
     if num_gpus > 1:
-        raise NotImplementedError(
+        raise ValueError(
             f"-num_gpus {num_gpus}: training on several GPUs is not part of this release yet. "
             "Train with one; several folds can be trained on several GPUs at once, each with its own CUDA_VISIBLE_DEVICES."
         )
@@ -214,6 +214,8 @@ def _check_options(
         raise ValueError("--c and --val exclude each other: one continues the training, the other skips it.")
     if continue_training and pretrained_weights is not None:
         raise ValueError("--c and -pretrained_weights exclude each other: one continues a training, the other starts one.")
+    if pretrained_weights is not None and not isfile(pretrained_weights):
+        raise FileNotFoundError(f"{pretrained_weights} does not exist. Give -pretrained_weights a checkpoint of nnU-Net.")
     if val_with_best and disable_checkpointing:
         raise ValueError("--val_best needs checkpoint_best.pth, which --disable_checkpointing does not write.")
 

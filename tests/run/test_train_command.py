@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny_datasets import PLANS
 
 from nnunetv2.cli.train import build_parser, main
 
@@ -33,13 +34,17 @@ def test_a_fold_is_a_number_or_all(arguments: list[str], capsys: pytest.CaptureF
         (["--val_best", "--disable_checkpointing"], "--val_best needs"),
         (["-num_gpus", "2"], "not part of this release yet"),
         (["-num_gpus", "0"], "needs one GPU"),
+        (["-pretrained_weights", "nowhere.pth"], "nowhere.pth does not exist"),
     ],
 )
-def test_options_that_do_not_fit_stop_with_a_message(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_that_do_not_fit_stop_before_anything_is_written(
+    options: list[str], message: str, tiny_training: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stopped:
-        main(["4", "2d", "0", "-device", "cpu", *options])
+        main(["2", "2d", "0", "-p", PLANS, "-device", "cpu", *options])
     assert stopped.value.code == 1
     assert message in capsys.readouterr().err
+    assert not list(tiny_training["results"].iterdir())
 
 
 def test_unplanned_dataset_is_named(nnunet_folders: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import _LRScheduler
 
 
-class StepLRScheduler(_LRScheduler):
+class StepLRScheduler(_LRScheduler, ABC):
     """One learning rate for all parameter groups, a function of the step.
 
     The step is given to :meth:`step`, which nnU-Net calls with the epoch, or counted from ``current_step``.
@@ -17,9 +19,9 @@ class StepLRScheduler(_LRScheduler):
         self.ctr = 0 if current_step is None or current_step < 0 else current_step
         super().__init__(optimizer)
 
+    @abstractmethod
     def learning_rate(self, step: int) -> float:
         """Learning rate of a step."""
-        raise NotImplementedError
 
     def step(self, current_step: int | None = None) -> None:
         """Set the learning rate of a step; of the next one if none is given."""
