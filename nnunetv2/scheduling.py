@@ -21,11 +21,17 @@ from tqdm import tqdm
 
 @dataclass(frozen=True)
 class CaseFailure:
-    """What went wrong with one case."""
+    """What went wrong with one case. The error keeps its traceback as text alone."""
 
     identifier: str
     error: Exception
     traceback_text: str  # as formatted where the error was raised; empty if the worker process died
+
+    def __post_init__(self) -> None:
+        # The frames of a real traceback hold all that the case was worked on, images and a GPU's tensors, and failures are kept until
+        # the last case is finished.
+        self.error.__traceback__ = self.error.__context__ = None
+        self.error.__cause__ = WorkerTraceback(self.traceback_text) if self.traceback_text else None
 
     def __str__(self) -> str:
         return f"{self.identifier}: {type(self.error).__name__}: {self.error}"
@@ -47,7 +53,7 @@ class WorkerDied(RuntimeError):
 
 
 class WorkerTraceback(Exception):
-    """Carries the traceback of a worker process as text; it is the cause of the error that came from there."""
+    """Carries the traceback of a failed case as text; it is the cause of the error."""
 
     def __str__(self) -> str:
         return "\n" + "".join(str(argument) for argument in self.args)
@@ -137,8 +143,6 @@ def _worker_is_ready() -> bool:
 def _result_or_failure(outcome: _Outcome, identifier: str) -> Any:
     if outcome.error is None:
         return outcome.result
-    if outcome.error.__traceback__ is None and outcome.traceback_text:
-        outcome.error.__cause__ = WorkerTraceback(outcome.traceback_text)
     return CaseFailure(identifier, outcome.error, outcome.traceback_text)
 
 

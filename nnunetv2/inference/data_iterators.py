@@ -231,7 +231,7 @@ class _Worker:
         try:
             header = self._connection.recv()
             if isinstance(header, CaseFailure):
-                return header
+                return CaseFailure(header.identifier, header.error, header.traceback_text)  # pickling lost the error's cause
             shape, properties = header
             return _receive_array(self._connection, shape), properties
         except (EOFError, OSError):

@@ -6,6 +6,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -270,6 +271,28 @@ def test_a_worker_that_dies_loses_its_case_only(model, images, tmp_path, monkeyp
     assert [item["identifier"] for item in items] == ["case_0", "case_1", "case_2"]
     assert "-9" in str(items[0]["failure"])
     assert all(item["data"].shape == (1, 20, 22, 18) for item in items[1:])
+
+
+@pytest.mark.parametrize("step", ["network", "export"])
+def test_a_failed_case_gives_its_memory_back(model, images, step, monkeypatch) -> None:
+    # On a GPU the tensors of one case that did not fit would leave no room for the next one.
+    failed: list[weakref.ref] = []
+
+    def fail(values, *_) -> None:
+        if failed:
+            assert failed[0]() is None, "the first case is still in memory"
+        failed.append(weakref.ref(values))
+        raise RuntimeError("it does not fit")
+
+    predictor = predictor_of(model)
+    if step == "network":
+        monkeypatch.setattr(predictor, "_internal_predict_sliding_window_return_logits", fail)
+    else:
+        monkeypatch.setattr(predict_from_raw_data, "convert_predicted_logits_to_segmentation_with_correct_shape", fail)
+    with pytest.raises(CaseErrors, match="3 of 3 cases failed") as caught:
+        predictor.predict_from_files_sequential(str(images), None)
+    assert len(failed) == 3
+    assert ", in fail" in str(caught.value.__cause__.__cause__)  # where it happened, as text
 
 
 def test_output_between_the_images_is_refused(model, images) -> None:
