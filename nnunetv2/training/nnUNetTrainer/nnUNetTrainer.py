@@ -51,9 +51,9 @@ from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_lo
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper, deep_supervision_weights
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss, get_tp_fp_fn_tn
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
-from nnunetv2.training.nnUNetTrainer.compilation import is_compiler_error, reason_not_to_compile, unwrapped_network
 from nnunetv2.training.nnUNetTrainer.epoch_class_scores import EpochClassScores
 from nnunetv2.utilities.collate_outputs import collate_outputs
+from nnunetv2.utilities.compilation import is_compiled, is_compiler_error, reason_not_to_compile, unwrapped_network
 from nnunetv2.utilities.crossval_split import generate_crossval_split, generate_stratified_split, split_beyond_file
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.file_io import load_json, save_json
@@ -605,7 +605,7 @@ class nnUNetTrainer:
         try:
             return step(batch)
         except Exception as error:
-            if not hasattr(self.network, "_orig_mod") or not is_compiler_error(error):
+            if not is_compiled(self.network) or not is_compiler_error(error):
                 raise
             self.print_to_log_file(f"torch.compile failed, the training goes on without it. Reason: {type(error).__name__}: {error}")
         # Outside the handler, which keeps the tensors of the failed attempt alive.

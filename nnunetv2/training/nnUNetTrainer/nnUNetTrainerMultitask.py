@@ -20,9 +20,9 @@ from nnunetv2.network_architecture.classification_heads import (
 )
 from nnunetv2.training.dataloading.class_targets import evidence_rules
 from nnunetv2.training.loss.classification import ClassificationLoss
-from nnunetv2.training.nnUNetTrainer.compilation import unwrapped_network
 from nnunetv2.training.nnUNetTrainer.epoch_class_scores import EpochClassScores
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.compilation import unwrapped_network
 from nnunetv2.utilities.label_handling.classification_labels import classification_tasks
 
 EXAMPLE = '{"classification": {"subtype": {"classes": ["benign", "malignant"], "evidence": ["lesion"]}}}'
