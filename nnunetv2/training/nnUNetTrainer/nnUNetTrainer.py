@@ -166,6 +166,7 @@ class nnUNetTrainer:
         self.class_scores: EpochClassScores | None = None
         self.dataset_class: type | None = None
         self.dataloader_train = self.dataloader_val = None
+        self.validated_checkpoint: str | None = None  # named in summary.json if it is not the final one
         self.run_options: dict[str, int] = {}  # the RUN_OPTIONS that were asked for, as opposed to those of the class
         self._seeded = False
         self._compiler_failed = False
