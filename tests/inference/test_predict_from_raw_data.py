@@ -342,6 +342,40 @@ def test_a_case_that_cannot_be_read_does_not_stop_the_others(joint_model, images
     assert set(read_classification_csv(tmp_path / "out" / "classification.csv", tasks)) == {"case_0"}
 
 
+def test_nnunets_iterators_and_adapters_preprocess_like_the_predictor(model, images) -> None:
+    predictor = predictor_of(model)
+    files = [[str(images / f"case_{index}_0000.nii.gz")] for index in range(3)]
+    arrays, properties = zip(*(SimpleITKIO().read_images(channels) for channels in files), strict=True)
+    outputs = ["out_0", "out_1", "out_2"]
+    settings = (predictor.plans_manager, predictor.dataset_json, predictor.configuration_manager)
+    preprocessor = predictor.configuration_manager.preprocessor_class()
+    ways = [
+        data_iterators.preprocessing_iterator_fromfiles(files, None, outputs, *settings, 0),
+        data_iterators.preprocessing_iterator_fromnpy(arrays, None, properties, outputs, *settings, 2),
+        data_iterators.PreprocessAdapter(files, None, preprocessor, outputs, *settings),
+        data_iterators.PreprocessAdapterFromNpy(arrays, None, properties, outputs, *settings),
+    ]
+    expected = [predictor._preprocess_array(image, values, None) for image, values in zip(arrays, properties, strict=True)]
+    for way in ways:
+        items = list(way)
+        assert [item["ofile"] for item in items] == outputs
+        for item, (data, case_properties) in zip(items, expected, strict=True):
+            assert torch.equal(item["data"], data)
+            assert item["data_properties"]["bbox_used_for_cropping"] == case_properties["bbox_used_for_cropping"]
+
+
+def test_nnunets_iterators_raise_for_unreadable_cases_after_the_others(model, images, tmp_path) -> None:
+    predictor = predictor_of(model)
+    (tmp_path / "bad_0000.nii.gz").write_bytes(b"broken")
+    files = [[str(tmp_path / "bad_0000.nii.gz")], [str(images / "case_0_0000.nii.gz")]]
+    iterator = data_iterators.preprocessing_iterator_fromfiles(
+        files, None, None, predictor.plans_manager, predictor.dataset_json, predictor.configuration_manager, 0
+    )
+    assert next(iterator)["data"].shape[0] == 1
+    with pytest.raises(CaseErrors, match="1 of 2 cases failed"):
+        next(iterator)
+
+
 def test_a_worker_that_dies_loses_its_case_only(model, images, tmp_path, monkeypatch) -> None:
     source = shutil.copytree(images, tmp_path / "images")
     predictor = predictor_of(model)

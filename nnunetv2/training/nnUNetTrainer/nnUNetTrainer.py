@@ -534,7 +534,13 @@ class nnUNetTrainer:
             self.class_scores.cases_total = len(dataset_val.identifiers)
         num_workers = get_allowed_n_proc_DA()
         train = self.batch_stream(
-            dataset_tr, initial_patch_size, train_transforms, self.num_iterations_per_epoch, num_workers, seed=self.seed
+            dataset_tr,
+            initial_patch_size,
+            train_transforms,
+            self.num_iterations_per_epoch,
+            num_workers,
+            seed=self.seed,
+            sampling_probabilities=self.sampling_probabilities(dataset_tr.identifiers),
         )
         val = self.batch_stream(
             dataset_val,
@@ -546,8 +552,20 @@ class nnUNetTrainer:
         )
         return train, val
 
+    def sampling_probabilities(self, identifiers: Sequence[str]) -> np.ndarray | None:
+        """How often each training case is drawn, summing to 1; None: all equally often."""
+        return None
+
     def batch_stream(
-        self, dataset: Any, patch_size: Sequence[int], transforms: Any, batches_per_epoch: int, num_workers: int, *, seed: int
+        self,
+        dataset: Any,
+        patch_size: Sequence[int],
+        transforms: Any,
+        batches_per_epoch: int,
+        num_workers: int,
+        *,
+        seed: int,
+        sampling_probabilities: np.ndarray | None = None,
     ) -> BatchStream:
         """Batches of one dataset, each sample drawn from (seed, epoch, iteration, sample) alone."""
         loader = nnUNetDataLoader(
@@ -557,7 +575,7 @@ class nnUNetTrainer:
             self.configuration_manager.patch_size,
             self.label_manager,
             oversample_foreground_percent=self.oversample_foreground_percent,
-            sampling_probabilities=None,
+            sampling_probabilities=sampling_probabilities,
             pad_sides=None,
             probabilistic_oversampling=self.probabilistic_oversampling,
             transforms=transforms,

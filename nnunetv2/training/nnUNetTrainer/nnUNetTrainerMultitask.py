@@ -5,9 +5,10 @@ nnUNetTrainer handles any joint output already. This class builds the heads, the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +19,7 @@ from nnunetv2.network_architecture.classification_heads import (
     head_rng_state,
     set_head_rng_state,
 )
+from nnunetv2.training.dataloading.case_sampling import balanced_sampling_probabilities
 from nnunetv2.training.dataloading.class_targets import evidence_rules
 from nnunetv2.training.loss.classification import ClassificationLoss
 from nnunetv2.training.nnUNetTrainer.epoch_class_scores import EpochClassScores
@@ -45,6 +47,7 @@ class nnUNetTrainerMultitask(nnUNetTrainer):
     head_gradient_norm: float = 1
     head_pooling: str = "mean_max"  # or "attention", "evidence"
     head_stages: tuple[int, ...] | None = None  # None: a middle encoder stage and the bottleneck
+    balanced_sampling: bool = False  # draw training cases of every class equally often
 
     def __init__(
         self, plans: dict, configuration: str, fold: int | str, dataset_json: dict, device: torch.device = torch.device("cuda")
@@ -52,8 +55,8 @@ class nnUNetTrainerMultitask(nnUNetTrainer):
         tasks = classification_tasks(dataset_json)
         if not tasks:
             raise ValueError(
-                f"{type(self).__name__} needs case-level classes, but dataset.json of the preprocessed dataset has no entry 'classification'. "
-                f"Add one to the raw dataset's dataset.json, such as {EXAMPLE}, with a file labels.csv (identifier,subtype) beside it, and "
+                f"{type(self).__name__} needs case-level classes, but dataset.json of the preprocessed dataset has no entry "
+                f"'classification'. Add one to the raw dataset's dataset.json, such as {EXAMPLE}, with a file labels.csv (identifier,subtype) beside it, and "
                 "run nnUNetv2_plan_and_preprocess again. For segmentation alone use -tr nnUNetTrainer."
             )
         super().__init__(plans, configuration, fold, dataset_json, device)
@@ -90,6 +93,9 @@ class nnUNetTrainerMultitask(nnUNetTrainer):
             "case_labels": self.case_labels(),
             "evidence_weights": evidence_rules(self.classification_tasks, self.dataset_json),
         }
+
+    def sampling_probabilities(self, identifiers: Sequence[str]) -> np.ndarray | None:
+        return balanced_sampling_probabilities(identifiers, self.case_labels()) if self.balanced_sampling else None
 
     def configure_head_optimizer(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.head_parameters(), lr=self.head_lr, weight_decay=self.head_weight_decay)

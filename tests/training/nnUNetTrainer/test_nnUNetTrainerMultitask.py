@@ -15,6 +15,7 @@ from tiny_trainings import make_trainer, same, weights
 
 from nnunetv2.network_architecture.predicted_evidence import PredictedEvidence
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from nnunetv2.training.dataloading.case_sampling import balanced_sampling_probabilities
 from nnunetv2.training.nnUNetTrainer.epoch_class_scores import ClassRecord, EpochClassScores
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainerMultitask import nnUNetTrainerMultitask, nnUNetTrainerMultitask_5epochs
@@ -213,6 +214,20 @@ def test_a_subclass_cannot_turn_flip_sensitive_axes_around(rotation: Any, tiny_t
     angles = [sample_scalar(spatial.rotation) for _ in range(20)]
     assert -limit <= min(angles) <= max(angles) <= limit
     assert np.isfinite(trainer.train_step(next(trainer.dataloader_train))["loss"])
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_balanced_sampling_is_a_switch_of_the_training_cases_alone(balanced: bool, tiny_training: Folders) -> None:
+    class Trainer(nnUNetTrainerMultitask):
+        balanced_sampling = balanced
+
+    trainer = make_trainer(Trainer, tiny_training["preprocessed"])
+    trainer.on_train_start()
+    train, val = trainer.dataloader_train.loader, trainer.dataloader_val.loader
+    expected = balanced_sampling_probabilities(train.indices, trainer.case_labels()).tolist() if balanced else None
+    found = train.sampling_probabilities
+    assert (None if found is None else found.tolist()) == expected
+    assert val.sampling_probabilities is None
 
 
 def test_other_peoples_trainers_gain_heads_by_inheritance(tiny_training: Folders) -> None:
