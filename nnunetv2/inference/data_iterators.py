@@ -12,7 +12,7 @@ import os
 import pickle
 import signal
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
@@ -24,9 +24,6 @@ from nnunetv2.imageio.label_values import check_finite
 from nnunetv2.scheduling import CaseErrors, CaseFailure, WorkerDied
 
 if TYPE_CHECKING:
-    from multiprocessing import Queue
-    from multiprocessing.synchronize import Event
-
     from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
@@ -359,10 +356,8 @@ def preprocessing_iterator_fromfiles(
         CaseErrors: After the last case, if some could not be read; those are not yielded.
     """
     cases = cases_from_files(list_of_lists, list_of_segs_from_prev_stage_files, output_filenames_truncated, dataset_json["file_ending"])
-    settings = PreprocessingSettings(
-        plans_manager=plans_manager, configuration_manager=configuration_manager, dataset_json=dataset_json, verbose=verbose
-    )
-    yield from _only_readable(preprocessed_cases(cases, settings, num_processes, pin_memory=pin_memory), len(cases))
+    settings = _settings(plans_manager, dataset_json, configuration_manager, verbose)
+    yield from _only_readable(cases, settings, num_processes, pin_memory)
 
 
 def preprocessing_iterator_fromnpy(
@@ -379,92 +374,52 @@ def preprocessing_iterator_fromnpy(
 ) -> Iterator[dict[str, Any]]:
     """Like :func:`preprocessing_iterator_fromfiles` for arrays."""
     cases = cases_from_arrays(list_of_images, list_of_segs_from_prev_stage, list_of_image_properties, truncated_ofnames)
-    settings = PreprocessingSettings(
+    settings = _settings(plans_manager, dataset_json, configuration_manager, verbose)
+    yield from _only_readable(cases, settings, num_processes, pin_memory)
+
+
+def _settings(
+    plans_manager: PlansManager, dataset_json: dict, configuration_manager: ConfigurationManager, verbose: bool = False
+) -> PreprocessingSettings:
+    """nnU-Net's arguments as one."""
+    return PreprocessingSettings(
         plans_manager=plans_manager, configuration_manager=configuration_manager, dataset_json=dataset_json, verbose=verbose
     )
-    yield from _only_readable(preprocessed_cases(cases, settings, num_processes, pin_memory=pin_memory), len(cases))
 
 
-def _only_readable(items: Iterator[dict[str, Any]], number_of_cases: int) -> Iterator[dict[str, Any]]:
+def _only_readable(
+    cases: Sequence[InputCase], settings: PreprocessingSettings, num_processes: int, pin_memory: bool
+) -> Iterator[dict[str, Any]]:
     """Pass on what is readable, then raise for the rest."""
     failures = []
-    for item in items:
+    for item in preprocessed_cases(cases, settings, num_processes, pin_memory=pin_memory):
         if "failure" in item:
             failures.append(item["failure"])
         else:
             yield item
     if failures:
-        raise CaseErrors(failures, number_of_cases, "reading and preprocessing") from failures[0].error
+        raise CaseErrors(failures, len(cases), "reading and preprocessing") from failures[0].error
 
 
-def preprocess_fromfiles_save_to_queue(
-    list_of_lists: list[list[str]],
-    list_of_segs_from_prev_stage_files: None | list[str],
-    output_filenames_truncated: None | list[str],
-    plans_manager: PlansManager,
-    dataset_json: dict,
-    configuration_manager: ConfigurationManager,
-    target_queue: Queue,
-    done_event: Event,
-    abort_event: Event,
-    verbose: bool = False,
-) -> None:
-    """Preprocess cases of files into a queue; sets ``done_event`` at the end and ``abort_event`` before it raises."""
-    items = preprocessing_iterator_fromfiles(
-        list_of_lists,
-        list_of_segs_from_prev_stage_files,
-        output_filenames_truncated,
-        plans_manager,
-        dataset_json,
-        configuration_manager,
-        0,
-        verbose=verbose,
-    )
-    _fill_queue(items, target_queue, done_event, abort_event)
+class _CasesAsLoader(DataLoader):
+    """Goes through cases once, in order, as a loader of batchgenerators."""
+
+    def __init__(
+        self, cases: list[InputCase], settings: PreprocessingSettings, preprocessor: DefaultPreprocessor | None, num_threads: int
+    ) -> None:
+        super().__init__(cases, 1, num_threads, seed_for_shuffle=1, return_incomplete=True, shuffle=False, infinite=False)
+        self.indices = list(range(len(cases)))
+        self._settings = settings
+        self._preprocessor = preprocessor
+
+    def generate_train_batch(self) -> dict[str, Any]:
+        """The next case as ``{"data", "data_properties", "ofile"}``."""
+        case = self._data[self.get_indices()[0]]
+        data, properties = preprocess_input_case(case, self._settings, self._preprocessor)
+        return {"data": _as_tensor(data, False), "data_properties": properties, "ofile": case.output_file_truncated}
 
 
-def preprocess_fromnpy_save_to_queue(
-    list_of_images: list[np.ndarray],
-    list_of_segs_from_prev_stage: list[np.ndarray] | None,
-    list_of_image_properties: list[dict],
-    truncated_ofnames: list[str] | None,
-    plans_manager: PlansManager,
-    dataset_json: dict,
-    configuration_manager: ConfigurationManager,
-    target_queue: Queue,
-    done_event: Event,
-    abort_event: Event,
-    verbose: bool = False,
-) -> None:
-    """Preprocess arrays into a queue; see :func:`preprocess_fromfiles_save_to_queue`."""
-    items = preprocessing_iterator_fromnpy(
-        list_of_images,
-        list_of_segs_from_prev_stage,
-        list_of_image_properties,
-        truncated_ofnames,
-        plans_manager,
-        dataset_json,
-        configuration_manager,
-        0,
-        verbose=verbose,
-    )
-    _fill_queue(items, target_queue, done_event, abort_event)
-
-
-def _fill_queue(items: Iterator[dict[str, Any]], target_queue: Queue, done_event: Event, abort_event: Event) -> None:
-    """Put items into a queue until they end or somebody else aborts."""
-    try:
-        for item in items:
-            if abort_event.is_set():
-                return
-            target_queue.put(item)
-    except Exception:
-        abort_event.set()
-        raise
-    done_event.set()
-
-
-class PreprocessAdapter(DataLoader):
+class PreprocessAdapter(_CasesAsLoader):
     """Cases of files as a loader of batchgenerators, for its multithreaded augmenters."""
 
     def __init__(
@@ -479,20 +434,11 @@ class PreprocessAdapter(DataLoader):
         num_threads_in_multithreaded: int = 1,
     ) -> None:
         cases = cases_from_files(list_of_lists, list_of_segs_from_prev_stage_files, output_filenames_truncated, dataset_json["file_ending"])
-        settings = PreprocessingSettings(
-            plans_manager=plans_manager, configuration_manager=configuration_manager, dataset_json=dataset_json
-        )
-        _set_up_adapter(self, cases, num_threads_in_multithreaded)
-        self._preprocess: Callable[[InputCase], tuple[np.ndarray, dict]] = lambda case: preprocess_input_case(case, settings, preprocessor)
-
-    def generate_train_batch(self) -> dict[str, Any]:
-        """The next case as ``{"data", "data_properties", "ofile"}``."""
-        case = self._data[self.get_indices()[0]]
-        data, properties = self._preprocess(case)
-        return {"data": _as_tensor(data, False), "data_properties": properties, "ofile": case.output_file_truncated}
+        settings = _settings(plans_manager, dataset_json, configuration_manager)
+        super().__init__(cases, settings, preprocessor, num_threads_in_multithreaded)
 
 
-class PreprocessAdapterFromNpy(DataLoader):
+class PreprocessAdapterFromNpy(_CasesAsLoader):
     """Arrays as a loader of batchgenerators, for its multithreaded augmenters."""
 
     def __init__(
@@ -508,16 +454,5 @@ class PreprocessAdapterFromNpy(DataLoader):
         verbose: bool = False,
     ) -> None:
         cases = cases_from_arrays(list_of_images, list_of_segs_from_prev_stage, list_of_image_properties, truncated_ofnames)
-        settings = PreprocessingSettings(
-            plans_manager=plans_manager, configuration_manager=configuration_manager, dataset_json=dataset_json, verbose=verbose
-        )
-        _set_up_adapter(self, cases, num_threads_in_multithreaded)
-        self._preprocess: Callable[[InputCase], tuple[np.ndarray, dict]] = lambda case: preprocess_input_case(case, settings)
-
-    generate_train_batch = PreprocessAdapter.generate_train_batch
-
-
-def _set_up_adapter(adapter: DataLoader, cases: list[InputCase], num_threads: int) -> None:
-    """Let a loader of batchgenerators go through the cases once, in order."""
-    DataLoader.__init__(adapter, cases, 1, num_threads, seed_for_shuffle=1, return_incomplete=True, shuffle=False, infinite=False)
-    adapter.indices = list(range(len(cases)))
+        settings = _settings(plans_manager, dataset_json, configuration_manager, verbose)
+        super().__init__(cases, settings, None, num_threads_in_multithreaded)

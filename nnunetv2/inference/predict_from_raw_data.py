@@ -74,6 +74,7 @@ from nnunetv2.network_architecture.classification_heads import classification_en
 from nnunetv2.network_architecture.joint_network import JointNetwork, JointOutput, as_joint_output
 from nnunetv2.network_architecture.predicted_evidence import PredictedEvidence
 from nnunetv2.scheduling import CaseErrors, CaseFailure
+from nnunetv2.utilities.compilation import compilation_requested, is_compiled, is_compiler_error, unwrapped_network
 from nnunetv2.utilities.file_io import save_json
 from nnunetv2.utilities.helpers import empty_cache
 from nnunetv2.utilities.label_handling.classification_labels import ClassificationTask
@@ -84,7 +85,8 @@ if TYPE_CHECKING:
 SECONDS_BETWEEN_TABLES = 10  # classification.csv is written at most this often while cases are predicted
 # Arrays that together take less than this (float32 of a 128 x 256 x 256 volume) are preprocessed faster than a worker process starts.
 SMALL_ARRAYS_BYTES = 32 * 1024**2
-TRUE_VALUES = ("true", "1", "t")
+# What else than "out of memory" the libraries below torch call a shortage of the device's memory.
+OUT_OF_MEMORY_SIGNS = ("out of memory", "cudnn_status_alloc_failed", "cublas_status_alloc_failed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,8 +265,7 @@ class nnUNetPredictor:
         tasks = (self.classification_entry or {}).get("tasks", {})
         self.classification_tasks = {name: ClassificationTask.from_dict(name, values) for name, values in tasks.items()}
         self._loaded_parameters = None
-        wanted = os.environ.get("nnUNet_compile", "").lower() in TRUE_VALUES
-        if wanted and not isinstance(network, torch._dynamo.OptimizedModule):
+        if compilation_requested() and not is_compiled(network):
             self.network = torch.compile(network)
 
     @staticmethod
@@ -302,10 +303,7 @@ class nnUNetPredictor:
 
     def _joint_network(self) -> JointNetwork | None:
         """The network with heads, without what compilation and DDP wrap around it; None for segmentation alone."""
-        network = self.network
-        for attribute in ("_orig_mod", "module"):
-            if not isinstance(network, JointNetwork):
-                network = getattr(network, attribute, network)
+        network = unwrapped_network(self.network)
         return network if isinstance(network, JointNetwork) else None
 
     # --- inputs and outputs --------------------------------------------------------------------------------------------------------
@@ -321,25 +319,8 @@ class nnUNetPredictor:
         save_probabilities: bool = False,
     ) -> tuple[list[list[str]], list[str] | None, list[str] | None]:
         """The cases of this part that are still to be predicted: image files, output files and previous stages."""
-        list_of_lists, outputs = self._cases_of_part(
-            list_of_lists_or_source_folder, output_folder_or_list_of_truncated_output_files, part_id, num_parts
-        )
-        previous = self._previous_stage_files(list_of_lists, folder_with_segs_from_prev_stage)
-        if overwrite or outputs is None:
-            return list_of_lists, outputs, previous
-        todo = [index for index, output in enumerate(outputs) if not self._is_complete(output, save_probabilities)]
-        print(f"{len(outputs) - len(todo)} of {len(outputs)} cases are complete already; {len(todo)} remain.")
-        return (
-            [list_of_lists[index] for index in todo],
-            [outputs[index] for index in todo],
-            None if previous is None else [previous[index] for index in todo],
-        )
-
-    def _cases_of_part(
-        self, source: str | Sequence[Sequence[str]], output: None | str | Sequence[str], part_id: int, num_parts: int
-    ) -> tuple[list[list[str]], list[str] | None]:
-        """Image files and output files of every ``num_parts``-th case, checked as a whole."""
         check_part(part_id, num_parts)
+        source, output = list_of_lists_or_source_folder, output_folder_or_list_of_truncated_output_files
         file_ending = self.dataset_json["file_ending"]
         if isinstance(source, (str, os.PathLike)):
             if isinstance(output, (str, os.PathLike)):
@@ -352,7 +333,17 @@ class nnUNetPredictor:
         else:
             outputs = None if output is None else list(output)
         check_outputs(list_of_lists, outputs, file_ending)
-        return list_of_lists[part_id::num_parts], None if outputs is None else outputs[part_id::num_parts]
+        list_of_lists, outputs = list_of_lists[part_id::num_parts], None if outputs is None else outputs[part_id::num_parts]
+        previous = self._previous_stage_files(list_of_lists, folder_with_segs_from_prev_stage)
+        if overwrite or outputs is None:
+            return list_of_lists, outputs, previous
+        todo = [index for index, output in enumerate(outputs) if not self._is_complete(output, save_probabilities)]
+        print(f"{len(outputs) - len(todo)} of {len(outputs)} cases are complete already; {len(todo)} remain.")
+        return (
+            [list_of_lists[index] for index in todo],
+            [outputs[index] for index in todo],
+            None if previous is None else [previous[index] for index in todo],
+        )
 
     def _previous_stage_files(self, list_of_lists: Sequence[Sequence[str]], folder: str | None) -> list[str] | None:
         """Segmentation of the previous stage of every case."""
@@ -413,7 +404,10 @@ class nnUNetPredictor:
         """
         options = self._classification_options(save_classification, classification_options)
         output = output_folder_or_list_of_truncated_output_files
-        list_of_lists, outputs = self._cases_of_part(list_of_lists_or_source_folder, output, part_id, num_parts)
+        # Also the cases that are complete: the table has a row for each.
+        list_of_lists, outputs, previous = self._manage_input_and_output_lists(
+            list_of_lists_or_source_folder, output, folder_with_segs_from_prev_stage, True, part_id, num_parts, save_probabilities
+        )
         folder = self._prepare_output_folder(output)
         if folder is not None:
             arguments = {
@@ -445,12 +439,12 @@ class nnUNetPredictor:
         if not overwrite:
             todo = self._cases_not_complete(identifiers, outputs, save_probabilities, table, table_file, options)
         elif table is not None:
-            table.file.unlink(missing_ok=True)  # rows of an earlier run must not pass for this one's
+            for file in (table_file, table.file):  # rows of an earlier run must not pass for this one's
+                file.unlink(missing_ok=True)
 
         results: list | None = None
         try:
             if todo:
-                previous = self._previous_stage_files(list_of_lists, folder_with_segs_from_prev_stage)
                 iterator = self._internal_get_data_iterator_from_lists_of_filenames(
                     [list_of_lists[index] for index in todo],
                     None if previous is None else [previous[index] for index in todo],
@@ -514,7 +508,7 @@ class nnUNetPredictor:
         """Indices of cases whose files or row in the table are missing; keeps the rows that are there."""
         rows: dict[str, Mapping[str, np.ndarray]] = {}
         if table is not None:
-            for file in {table_file, table.file}:
+            for file in (table_file, table.file):  # the part's own table is the newer one
                 if file.is_file():
                     rows.update(read_classification_csv(file, table.tasks))
             # The table of all parts may be there already: only the rows of this part's cases go on.
@@ -927,9 +921,8 @@ class nnUNetPredictor:
         for parameters in self.list_of_parameters or [None]:
             # With one fold the weights stay where they are from case to case.
             if parameters is not None and self._loaded_parameters is not parameters:
-                network = getattr(self.network, "_orig_mod", self.network)
                 with torch.inference_mode(False):
-                    network.load_state_dict(parameters)
+                    unwrapped_network(self.network).load_state_dict(parameters)
                 self._loaded_parameters = parameters
             yield
 
@@ -1006,7 +999,8 @@ class nnUNetPredictor:
         weights = self._tile_weights(torch.half if half else torch.float32, results_device)
         accumulator = TileAccumulator(self.label_manager.num_segmentation_heads, data.shape[1:], weights, half=half, device=results_device)
         for slicer in tqdm(slicers, desc="tiles", leave=False, disable=not self.allow_tqdm):
-            tile = data[slicer][None].to(self.device)
+            # Contiguous, or a compiled network would be compiled again for every size of image.
+            tile = data[slicer][None].to(self.device).contiguous()
             if classification is None:
                 logits = self._internal_maybe_mirror_and_predict(tile)[0].to(results_device)
             else:
@@ -1027,9 +1021,9 @@ class nnUNetPredictor:
     def _classify_tiles(self, data: torch.Tensor, slicers: Sequence[tuple[slice | int, ...]], classification: CaseClassification) -> None:
         """Class votes of all tiles without the decoder."""
         for slicer in tqdm(slicers, desc="tiles", leave=False, disable=not self.allow_tqdm):
-            tile = data[slicer][None].to(self.device)
+            tile = data[slicer][None].to(self.device).contiguous()
             copies = [tile, *(torch.flip(tile, axes) for axes in self._mirror_combinations())]
-            outputs = [self.network(copy, segmentation=False) for copy in copies]
+            outputs = [self._forward(copy, segmentation=False) for copy in copies]
             classification.add_tile({name: torch.cat([output[name] for output in outputs]) for name in outputs[0]}, None, None)
 
     def _tile_weights(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
@@ -1073,14 +1067,21 @@ class nnUNetPredictor:
 
     def _network_output(self, x: torch.Tensor, with_classes: bool) -> JointOutput:
         """One forward pass; heads only run where classes are wanted, and under deep supervision the finest output counts."""
-        if with_classes:
-            output = as_joint_output(self.network(x))
-        elif self._joint_network() is not None:
-            output = as_joint_output(self.network(x, classification=False))
-        else:
-            output = as_joint_output(self.network(x))
+        heads_are_idle = not with_classes and self._joint_network() is not None
+        output = as_joint_output(self._forward(x, classification=False) if heads_are_idle else self._forward(x))
         segmentation = output.segmentation
         return JointOutput(segmentation[0] if isinstance(segmentation, (list, tuple)) else segmentation, output.classification)
+
+    def _forward(self, x: torch.Tensor, **parts: bool) -> Any:
+        """What the network says about ``x``; a failure of the compiler is reported, and the prediction goes on without it."""
+        try:
+            return self.network(x, **parts)
+        except Exception as error:
+            if not is_compiled(self.network) or not is_compiler_error(error):
+                raise
+            print(f"torch.compile failed, the prediction goes on without it. Reason: {type(error).__name__}: {error}")
+        self.network = unwrapped_network(self.network)  # outside the handler, which keeps the tensors of the failed attempt alive
+        return self.network(x, **parts)
 
 
 def _identifier_of(item: Mapping[str, Any], index: int) -> str:
@@ -1091,7 +1092,8 @@ def _identifier_of(item: Mapping[str, Any], index: int) -> str:
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
     """Whether a device ran out of memory; other errors would only come again on the CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower()
+    message = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in message for sign in OUT_OF_MEMORY_SIGNS)
 
 
 def predict_entry_point(argv: Sequence[str] | None = None) -> None:

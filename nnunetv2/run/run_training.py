@@ -14,8 +14,8 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.checkpointing import CheckpointError, load_checkpoint_file
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.default_n_proc_DA import usable_cpus
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.default_n_proc_DA import usable_cpus
 from nnunetv2.utilities.file_io import load_json
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
@@ -96,14 +96,14 @@ def run_training(
         refit_heads_alone(trainer, pretrained_weights)
         trainer.perform_actual_validation(export_validation_probabilities)
         return
-    if only_run_validation and val_with_best:
-        trainer.load_checkpoint(join(trainer.output_folder, "checkpoint_best.pth"))
-    else:
+    if not (only_run_validation and val_with_best):
         maybe_load_checkpoint(trainer, continue_training, only_run_validation, pretrained_weights)
     if not only_run_validation:
         trainer.run_training()
-        if val_with_best:
-            trainer.load_checkpoint(join(trainer.output_folder, "checkpoint_best.pth"))
+    if val_with_best:
+        trainer.validated_checkpoint = "checkpoint_best.pth"
+        trainer.print_to_log_file(f"Validating {trainer.validated_checkpoint}; its results replace those of checkpoint_final.pth.")
+        trainer.load_checkpoint(join(trainer.output_folder, trainer.validated_checkpoint))
     trainer.perform_actual_validation(export_validation_probabilities)
 
 

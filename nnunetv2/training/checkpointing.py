@@ -1,11 +1,9 @@
-"""What a training needs to go on exactly where it stopped: random states, and the newest checkpoint that can be read."""
+"""What a training needs to go on exactly where it stopped: its checkpoint and the random states in it."""
 
 from __future__ import annotations
 
-import os
 import random
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +14,6 @@ from nnunetv2.utilities.checkpoint_io import CheckpointError, load_checkpoint_fi
 __all__ = [
     "CheckpointError",
     "load_checkpoint_file",
-    "newest_readable",
     "restore_rng_state",
     "rng_state",
     "save_checkpoint_file",
@@ -52,28 +49,3 @@ def restore_rng_state(state: Mapping[str, Any]) -> None:
     if torch.cuda.is_available():
         for device, cuda_state in zip(range(torch.cuda.device_count()), state["cuda"], strict=False):
             torch.cuda.set_rng_state(cuda_state.cpu(), device)
-
-
-def newest_readable(
-    folder: str | os.PathLike, names: Sequence[str], map_location: Any = "cpu"
-) -> tuple[Path | None, dict[str, Any] | None, list[tuple[Path, CheckpointError]]]:
-    """The first checkpoint that exists and can be read.
-
-    Args:
-        folder: Folder of one fold.
-        names: File names, newest first: final, latest, best.
-        map_location: Device of the tensors.
-
-    Returns:
-        Its path, its content, and the files before it that could not be read, with the reason. Path and content are ``None``
-        if there is none.
-    """
-    unreadable: list[tuple[Path, CheckpointError]] = []
-    for path in (Path(folder) / name for name in names):
-        if not path.is_file():
-            continue
-        try:
-            return path, load_checkpoint_file(path, map_location), unreadable
-        except CheckpointError as error:
-            unreadable.append((path, error))
-    return None, None, unreadable

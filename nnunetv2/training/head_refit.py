@@ -35,7 +35,7 @@ from nnunetv2.training.nnUNetTrainer.case_validation import predictor_of, segmen
 
 if TYPE_CHECKING:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainerMultitask import nnUNetTrainerMultitask
-    from nnunetv2.utilities.label_handling.classification_labels import CaseLabels, ClassificationTask, Target
+    from nnunetv2.utilities.label_handling.classification_labels import ClassificationTask, Target
 
 REFITS = ("cases", "patches", "none")
 SEED_OFFSET = 2_000_003  # other random numbers than those of the training
@@ -276,8 +276,3 @@ class EvidenceCentredLoader(nnUNetDataLoader):
             if shown:
                 overwrite_class = shown[np.random.choice(len(shown))]
         return super()._locations_to_show(force_fg, class_locations, overwrite_class, verbose)
-
-
-def refit_sampling(identifiers: Sequence[str], case_labels: CaseLabels) -> np.ndarray:
-    """How often each training case is drawn: classes of every task equally often, cases without a label as often as before."""
-    return balanced_sampling_probabilities(identifiers, case_labels)

@@ -17,7 +17,7 @@ from tiny_models import CLASSIFICATION, dataset_json, plans, random_network, wri
 
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.inference import data_iterators, predict_from_raw_data
-from nnunetv2.inference.classification_table import part_file, read_classification_csv
+from nnunetv2.inference.classification_table import part_file, read_classification_csv, write_classification_csv
 from nnunetv2.inference.predict_from_raw_data import ClassificationOptions, nnUNetPredictor
 from nnunetv2.scheduling import CaseErrors
 from nnunetv2.utilities.checkpoint_io import CheckpointError
@@ -162,6 +162,96 @@ def test_half_accumulation_gives_float16_logits(model, monkeypatch) -> None:
     assert not torch.equal(exact, half.float())
 
 
+@pytest.mark.parametrize(("dimensions", "size"), [(3, (48, 56, 40)), (2, (3, 72, 64))])
+def test_float32_sums_change_whole_predictions_only_where_float16_is_coarse(dimensions, size, monkeypatch) -> None:
+    content, dataset = plans(dimensions, patch_size=32), dataset_json()
+    manager = PlansManager(content)
+    predictor = nnUNetPredictor(device=CPU, allow_tqdm=False)
+    network, configuration = random_network(content, dataset, seed=0), manager.get_configuration("2d" if dimensions == 2 else "3d_fullres")
+    predictor.manual_initialization(network, manager, configuration, None, dataset, "any", tuple(range(dimensions)))
+    image = torch.from_numpy(np.random.default_rng(0).normal(size=(1, *size)).astype(np.float32))
+    whole = predictor.predict_sliding_window_return_logits(image)
+    monkeypatch.setenv("nnUNet_half_accumulation", "1")
+    half = predictor.predict_sliding_window_return_logits(image).float()
+
+    same_label = (whole.argmax(0) == half.argmax(0)).float()
+    gap = (whole.softmax(0) - half.softmax(0)).abs().amax(0)
+    inside = tuple(slice(8, -8) if extent > 8 else slice(None) for extent in size)  # a quarter of a tile away from the image's border
+    # float16 has 11 bits: logits of about 1 are right to 1/2000, and only near-ties get another label. Measured: 0.9996 and 0.0012.
+    assert same_label[inside].mean() >= 0.999
+    assert 0 < gap[inside].max() <= 0.002
+    # In the image's corners, which one tile covers with its lowest weight, the smallest float16 there is, logits are rounded to whole
+    # numbers: wrong by at most 0.5 each, which moves a probability by at most 0.25. Measured: 0.997 and 0.228 (2D: 0.9999 and 0.005).
+    assert same_label.mean() >= 0.995
+    assert gap.max() <= 0.25
+    assert gap.mean() <= 0.001
+    if dimensions == 3:
+        assert gap.max() > 0.1  # the corners: float32 is worth its memory
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_compiled_networks_predict_the_same_and_a_failing_compiler_is_left_out(joint_model, fails, monkeypatch, capsys) -> None:
+    data = torch.randn(1, 20, 16, 16)
+    logits, classes = predictor_of(joint_model).predict_logits_and_classes_from_preprocessed_data(data)
+    real, compiled = torch.compile, []
+
+    def backend(graph, _inputs):
+        compiled.append(graph)
+        if fails:
+            raise RuntimeError("no C compiler")
+        return graph
+
+    monkeypatch.setattr(torch, "compile", lambda network: real(network, backend=backend))
+    monkeypatch.setenv("nnUNet_compile", "1")
+    predictor = predictor_of(joint_model)
+    again, classes_again = predictor.predict_logits_and_classes_from_preprocessed_data(data)
+    torch.testing.assert_close(again, logits)
+    np.testing.assert_allclose(classes_again["subtype"], classes["subtype"], atol=1e-6)
+    torch.testing.assert_close(predictor.predict_sliding_window_return_logits(data), logits)  # without the heads
+    only = predictor.predict_logits_and_classes_from_preprocessed_data(data, ClassificationOptions(only=True))[1]
+    assert only["subtype"].sum() == pytest.approx(1)
+    assert compiled
+    assert ("torch.compile failed, the prediction goes on without it" in capsys.readouterr().out) == fails
+
+
+def test_tiles_reach_the_network_contiguous(model) -> None:
+    # A compiled network is compiled anew for other strides, and those of a view depend on the size of the image.
+    predictor, strides = predictor_of(model, use_mirroring=False), set()
+    predictor.network.register_forward_pre_hook(lambda _, inputs: strides.add(inputs[0].stride()))
+    for size in (20, 24):
+        predictor.predict_sliding_window_return_logits(torch.randn(1, size, size, size))
+    assert strides == {(4096, 4096, 256, 16, 1)}
+
+
+@pytest.mark.parametrize("message", ["CUDA out of memory. Tried to allocate", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"])
+def test_without_room_on_the_device_a_case_is_predicted_anew_with_results_on_the_cpu(joint_model, message, capsys) -> None:
+    class SmallDevice(nnUNetPredictor):
+        """Runs out of memory at the second tile, as long as results are collected on the device."""
+
+        message = ""
+
+        def _internal_predict_sliding_window_return_logits(self, data, slicers, do_on_device=True, *classification):
+            slicers = self._first_of(slicers) if do_on_device else slicers
+            return super()._internal_predict_sliding_window_return_logits(data, slicers, do_on_device, *classification)
+
+        def _first_of(self, slicers):
+            yield slicers[0]
+            raise RuntimeError(self.message)
+
+    predictor = SmallDevice(device=CPU, allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(joint_model), (0,))
+    data = torch.randn(1, 24, 16, 16)
+    expected, classes = predictor.predict_logits_and_classes_from_preprocessed_data(data)
+    predictor.message, predictor.perform_everything_on_device = message, True  # as on a GPU
+    logits, classes_again = predictor.predict_logits_and_classes_from_preprocessed_data(data)
+    assert "collected in the CPU's memory" in capsys.readouterr().out
+    assert torch.equal(logits, expected)
+    np.testing.assert_array_equal(classes_again["subtype"], classes["subtype"])  # no tile has voted twice
+    predictor.message = "my mistake"
+    with pytest.raises(RuntimeError, match="my mistake"):
+        predictor.predict_sliding_window_return_logits(data)
+
+
 def test_resampled_and_cropped_images_come_back_to_their_grid(tmp_path) -> None:
     model = write_model(tmp_path / "model", plans_content=plans(spacing=(1.5, 0.75, 1.0)))
     write_images(tmp_path / "images", number=1, spacing=(1.2, 1.1, 3.0))
@@ -250,6 +340,40 @@ def test_a_case_that_cannot_be_read_does_not_stop_the_others(joint_model, images
     assert lines[0].endswith(",error")
     assert lines[2].startswith("case_1,,,")
     assert set(read_classification_csv(tmp_path / "out" / "classification.csv", tasks)) == {"case_0"}
+
+
+def test_nnunets_iterators_and_adapters_preprocess_like_the_predictor(model, images) -> None:
+    predictor = predictor_of(model)
+    files = [[str(images / f"case_{index}_0000.nii.gz")] for index in range(3)]
+    arrays, properties = zip(*(SimpleITKIO().read_images(channels) for channels in files), strict=True)
+    outputs = ["out_0", "out_1", "out_2"]
+    settings = (predictor.plans_manager, predictor.dataset_json, predictor.configuration_manager)
+    preprocessor = predictor.configuration_manager.preprocessor_class()
+    ways = [
+        data_iterators.preprocessing_iterator_fromfiles(files, None, outputs, *settings, 0),
+        data_iterators.preprocessing_iterator_fromnpy(arrays, None, properties, outputs, *settings, 2),
+        data_iterators.PreprocessAdapter(files, None, preprocessor, outputs, *settings),
+        data_iterators.PreprocessAdapterFromNpy(arrays, None, properties, outputs, *settings),
+    ]
+    expected = [predictor._preprocess_array(image, values, None) for image, values in zip(arrays, properties, strict=True)]
+    for way in ways:
+        items = list(way)
+        assert [item["ofile"] for item in items] == outputs
+        for item, (data, case_properties) in zip(items, expected, strict=True):
+            assert torch.equal(item["data"], data)
+            assert item["data_properties"]["bbox_used_for_cropping"] == case_properties["bbox_used_for_cropping"]
+
+
+def test_nnunets_iterators_raise_for_unreadable_cases_after_the_others(model, images, tmp_path) -> None:
+    predictor = predictor_of(model)
+    (tmp_path / "bad_0000.nii.gz").write_bytes(b"broken")
+    files = [[str(tmp_path / "bad_0000.nii.gz")], [str(images / "case_0_0000.nii.gz")]]
+    iterator = data_iterators.preprocessing_iterator_fromfiles(
+        files, None, None, predictor.plans_manager, predictor.dataset_json, predictor.configuration_manager, 0
+    )
+    assert next(iterator)["data"].shape[0] == 1
+    with pytest.raises(CaseErrors, match="1 of 2 cases failed"):
+        next(iterator)
 
 
 def test_a_worker_that_dies_loses_its_case_only(model, images, tmp_path, monkeypatch) -> None:
@@ -430,6 +554,38 @@ def test_parts_together_give_the_whole_table(joint_model, images, tmp_path) -> N
     assert part_file(out / "classification.csv", 0).is_file()
     assert (out / "classification.csv").read_text() == (tmp_path / "whole" / "classification.csv").read_text()
     assert len(list(out.glob("*.nii.gz"))) == 3
+
+
+def test_tables_of_an_earlier_run_do_not_pass_for_this_ones(joint_model, images, tmp_path) -> None:
+    predictor, out = predictor_of(joint_model), tmp_path / "out"
+    for part in (0, 1):
+        predictor.predict_from_files(str(images), str(out), save_classification=True, num_parts=2, part_id=part)
+    (out / "classification_part1.csv").unlink()
+    predictor.predict_from_files(str(images), str(out), save_classification=True, num_parts=2, part_id=0)
+    assert not (out / "classification.csv").exists()
+
+
+def test_continuing_a_part_takes_its_own_rows_before_those_of_the_whole_table(joint_model, images, tmp_path, tasks) -> None:
+    predictor, out = predictor_of(joint_model), tmp_path / "out"
+    predictor.predict_from_files(str(images), str(out), save_classification=True, num_parts=2, part_id=1)
+    own = (out / "classification_part1.csv").read_text()
+    rows = read_classification_csv(out / "classification_part1.csv", tasks)
+    older = {name: {task: np.full_like(values, 0.5) for task, values in row.items()} for name, row in rows.items()}
+    write_classification_csv(out / "classification.csv", tasks, older)
+    assert predictor.predict_from_files(str(images), str(out), overwrite=False, save_classification=True, num_parts=2, part_id=1) is None
+    assert (out / "classification_part1.csv").read_text() == own
+
+
+def test_a_users_own_lists_of_cases_are_used(model, images, tmp_path) -> None:
+    class LastCaseOnly(nnUNetPredictor):
+        def _manage_input_and_output_lists(self, *args, **kwargs):
+            lists, outputs, previous = super()._manage_input_and_output_lists(*args, **kwargs)
+            return lists[-1:], outputs[-1:], previous
+
+    predictor = LastCaseOnly(device=CPU, allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(model), (0,))
+    predictor.predict_from_files(images, tmp_path / "out")  # paths are as good as text
+    assert [file.name for file in (tmp_path / "out").glob("*.nii.gz")] == ["case_2.nii.gz"]
 
 
 # --- classes ---------------------------------------------------------------------------------------------------------------------

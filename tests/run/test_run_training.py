@@ -50,6 +50,7 @@ def test_val_best_uses_the_best_checkpoint(tiny_training: Folders) -> None:
     run(only_run_validation=True, val_with_best=True)
     summary = json.loads((fold / "validation" / "summary.json").read_text())
     assert summary["foreground_mean"]["n_pred"] == 0
+    assert summary["checkpoint"] == "checkpoint_best.pth"  # the file says whose results replaced those of the final checkpoint
 
 
 def test_without_checkpointing_no_checkpoint_is_written(tiny_training: Folders) -> None:

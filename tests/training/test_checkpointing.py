@@ -13,7 +13,6 @@ import torch
 from nnunetv2.training.checkpointing import (
     CheckpointError,
     load_checkpoint_file,
-    newest_readable,
     restore_rng_state,
     rng_state,
     save_checkpoint_file,
@@ -121,17 +120,6 @@ def test_plain_values_of_numpy_text_and_booleans() -> None:
     converted = tensors_only({np.str_("k"): [np.str_("v"), np.bool_(True), True, np.array(["a"])]})
     assert converted == {"k": ["v", True, True, ["a"]]}
     assert [type(value) for value in converted["k"]] == [str, bool, bool, list]
-
-
-def test_the_newest_readable_checkpoint_is_used(tmp_path: Path) -> None:
-    names = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
-    assert newest_readable(tmp_path, names) == (None, None, [])
-    save_checkpoint_file({"current_epoch": 5}, tmp_path / names[2])
-    (tmp_path / names[1]).write_bytes(b"half a file")
-    path, checkpoint, unreadable = newest_readable(tmp_path, names)
-    assert path == tmp_path / names[2] and checkpoint == {"current_epoch": 5}
-    assert [entry for entry, _ in unreadable] == [tmp_path / names[1]]
-    assert "damaged" in str(unreadable[0][1])
 
 
 def test_random_states_survive_a_checkpoint(tmp_path: Path) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
+import traceback
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from os.path import join
 from typing import TYPE_CHECKING, Any
@@ -16,12 +16,13 @@ from torch import nn
 
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.evaluation.classification_metrics import classification_summary
-from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
+from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder, save_summary_json
 from nnunetv2.inference.classification_table import write_classification_csv
 from nnunetv2.inference.export_prediction import export_prediction_from_logits, resample_and_save
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.network_architecture.joint_network import JointNetwork
-from nnunetv2.training.nnUNetTrainer.compilation import unwrapped_network
+from nnunetv2.scheduling import CaseErrors, CaseFailure
+from nnunetv2.utilities.compilation import unwrapped_network
 from nnunetv2.utilities.file_io import save_json
 from nnunetv2.utilities.file_path_utilities import get_output_folder
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
@@ -29,7 +30,7 @@ from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to
 if TYPE_CHECKING:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-QUEUED_EXPORTS = 2  # cases that may wait for an export process, each with its logits in memory
+QUEUED_EXPORTS = 2  # cases that may wait for an export thread, each with its logits in memory
 JOINT_HEADS, REFITTED_HEADS = "joint", "refit"  # trained together with the segmentation, and after it
 REFIT_SUFFIX = "/refit"  # tells the heads of a task apart in one network; no task's name holds a slash
 
@@ -46,6 +47,9 @@ def validate_cases(trainer: nnUNetTrainer, save_probabilities: bool = False) -> 
 
     Returns:
         The content of ``summary.json``.
+
+    Raises:
+        CaseErrors: After all others are predicted, if some cases failed; nothing is scored then.
     """
     if trainer.fold == "all":
         trainer.print_to_log_file("WARNING: fold all validates on the training cases. These scores say nothing about new cases.")
@@ -57,20 +61,18 @@ def validate_cases(trainer: nnUNetTrainer, save_probabilities: bool = False) -> 
     with segmentation_at_full_resolution(trainer), _Exports(trainer.device) as exports:
         for identifier in dataset.identifiers:
             trainer.print_to_log_file(f"predicting {identifier}")
-            data, _, previous_stage, properties = dataset.load_case(identifier)
-            data = torch.from_numpy(with_previous_stage(trainer, np.asarray(data[:]), previous_stage))
-            if predictor.classification_tasks:
-                logits, classification = predictor.predict_logits_and_classes_from_preprocessed_data(data, None, properties)
-                by_set = _by_head_set(classification)
-                for name, row in by_set.items():
-                    class_rows.setdefault(name, {})[identifier] = row
-                classification = next(iter(by_set.values()))
-            else:
-                logits, classification = predictor.predict_sliding_window_return_logits(data), {}
+            try:
+                logits, properties, by_set = _predict(trainer, predictor, dataset, identifier)
+            except Exception as error:
+                exports.failures.append(CaseFailure(identifier, error, traceback.format_exc()))
+                continue
+            for name, row in by_set.items():
+                class_rows.setdefault(name, {})[identifier] = row
+            classification = next(iter(by_set.values()), {})
             exports.submit(
                 identifier,
                 _export,
-                logits.cpu().numpy(),
+                logits,
                 properties,
                 trainer.configuration_manager,
                 trainer.plans_manager,
@@ -80,7 +82,21 @@ def validate_cases(trainer: nnUNetTrainer, save_probabilities: bool = False) -> 
                 _next_stages(trainer, identifier, properties),
                 classification,
             )
+    if exports.failures:
+        raise CaseErrors(exports.failures, len(dataset.identifiers), "validation") from exports.failures[0].error
     return _score(trainer, folder, class_rows)
+
+
+def _predict(
+    trainer: nnUNetTrainer, predictor: nnUNetPredictor, dataset: Any, identifier: str
+) -> tuple[np.ndarray, dict, dict[str, dict[str, np.ndarray]]]:
+    """Logits ``(heads, X, Y, Z)``, properties and class probabilities by set of heads and task of one case."""
+    data, _, previous_stage, properties = dataset.load_case(identifier)
+    data = torch.from_numpy(with_previous_stage(trainer, np.asarray(data[:]), previous_stage))
+    if not predictor.classification_tasks:
+        return predictor.predict_sliding_window_return_logits(data).cpu().numpy(), properties, {}
+    logits, classification = predictor.predict_logits_and_classes_from_preprocessed_data(data, None, properties)
+    return logits.cpu().numpy(), properties, _by_head_set(classification)
 
 
 def _validating_predictor(trainer: nnUNetTrainer) -> nnUNetPredictor:
@@ -208,57 +224,44 @@ def _export(
 
 
 class _Exports:
-    """Writes cases beside the prediction of the next ones; on the CPU in this process, since there nothing is idle."""
+    """Writes cases in threads beside the prediction of the next ones; on the CPU at once, since there nothing is idle."""
 
     def __init__(self, device: torch.device) -> None:
-        self._pool = None
-        if device.type != "cpu" and default_num_processes > 1:
-            self._pool = ProcessPoolExecutor(default_num_processes, mp_context=multiprocessing.get_context("spawn"))
-        self._running: dict[Future, str] = {}
-        self._errors: dict[str, Exception] = {}
+        self.failures: list[CaseFailure] = []
+        self._threads = ThreadPoolExecutor(max(1, default_num_processes), "export") if device.type != "cpu" else None
+        self._running: set[Future] = set()
 
     def __enter__(self) -> _Exports:
         return self
 
     def submit(self, identifier: str, function: Callable[..., None], *arguments: Any) -> None:
         """Write one case, at once or soon; waits while too many are waiting."""
-        if self._pool is None:
-            try:
-                function(*arguments)
-            except Exception as error:
-                self._errors[identifier] = error
+        if self._threads is None:
+            self._attempt(identifier, function, *arguments)
             return
-        while len(self._running) >= default_num_processes + QUEUED_EXPORTS:
-            wait(self._running, return_when=FIRST_COMPLETED)
-            self._collect()
-        self._running[self._pool.submit(function, *arguments)] = identifier
+        while len(self._running) >= max(1, default_num_processes) + QUEUED_EXPORTS:
+            self._running = wait(self._running, return_when=FIRST_COMPLETED).not_done
+        self._running.add(self._threads.submit(self._attempt, identifier, function, *arguments))
 
-    def _collect(self) -> None:
-        """Take note of the cases that are done."""
-        for future in [future for future in self._running if future.done()]:
-            identifier = self._running.pop(future)
-            if future.exception() is not None:
-                self._errors[identifier] = future.exception()
+    def _attempt(self, identifier: str, function: Callable[..., None], *arguments: Any) -> None:
+        try:
+            function(*arguments)
+        except Exception as error:
+            self.failures.append(CaseFailure(identifier, error, traceback.format_exc()))
 
     def __exit__(self, kind: type | None, *_: Any) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=kind is not None)
-            if kind is None:
-                self._collect()
-        if kind is None and self._errors:
-            listed = "\n".join(f"  {identifier}: {type(error).__name__}: {error}" for identifier, error in self._errors.items())
-            raise RuntimeError(f"{len(self._errors)} validation cases could not be written:\n{listed}") from next(
-                iter(self._errors.values())
-            )
+        if self._threads is not None:
+            self._threads.shutdown(wait=True, cancel_futures=kind is not None)
 
 
 def _score(trainer: nnUNetTrainer, folder: str, class_rows: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]) -> dict:
     """Compare with the annotations, and log the result."""
     label_manager = trainer.label_manager
+    summary_file = join(folder, "summary.json")
     summary = compute_metrics_on_folder(
         join(trainer.preprocessed_dataset_folder_base, "gt_segmentations"),
         folder,
-        join(folder, "summary.json"),
+        summary_file,
         trainer.plans_manager.image_reader_writer_class(),
         trainer.dataset_json["file_ending"],
         label_manager.foreground_regions if label_manager.has_regions else label_manager.foreground_labels,
@@ -266,6 +269,9 @@ def _score(trainer: nnUNetTrainer, folder: str, class_rows: Mapping[str, Mapping
         num_processes=1 if trainer.device.type == "cpu" else default_num_processes,
         chill=True,
     )
+    if trainer.validated_checkpoint is not None:  # the folder is that of the final checkpoint otherwise
+        summary["checkpoint"] = trainer.validated_checkpoint
+        save_summary_json(summary, summary_file)
     trainer.print_to_log_file("All cases of the validation are predicted", also_print_to_console=True)
     trainer.print_to_log_file("Mean Validation Dice: ", summary["foreground_mean"]["Dice"], also_print_to_console=True)
     trainer.logger.log_summary("final_val/foreground_dice", summary["foreground_mean"]["Dice"])

@@ -51,9 +51,9 @@ from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_lo
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper, deep_supervision_weights
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss, get_tp_fp_fn_tn
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
-from nnunetv2.training.nnUNetTrainer.compilation import is_compiler_error, reason_not_to_compile, unwrapped_network
 from nnunetv2.training.nnUNetTrainer.epoch_class_scores import EpochClassScores
 from nnunetv2.utilities.collate_outputs import collate_outputs
+from nnunetv2.utilities.compilation import is_compiled, is_compiler_error, reason_not_to_compile, unwrapped_network
 from nnunetv2.utilities.crossval_split import generate_crossval_split, generate_stratified_split, split_beyond_file
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.file_io import load_json, save_json
@@ -166,6 +166,7 @@ class nnUNetTrainer:
         self.class_scores: EpochClassScores | None = None
         self.dataset_class: type | None = None
         self.dataloader_train = self.dataloader_val = None
+        self.validated_checkpoint: str | None = None  # named in summary.json if it is not the final one
         self.run_options: dict[str, int] = {}  # the RUN_OPTIONS that were asked for, as opposed to those of the class
         self._seeded = False
         self._compiler_failed = False
@@ -541,7 +542,13 @@ class nnUNetTrainer:
             self.class_scores.cases_total = len(dataset_val.identifiers)
         num_workers = get_allowed_n_proc_DA()
         train = self.batch_stream(
-            dataset_tr, initial_patch_size, train_transforms, self.num_iterations_per_epoch, num_workers, seed=self.seed
+            dataset_tr,
+            initial_patch_size,
+            train_transforms,
+            self.num_iterations_per_epoch,
+            num_workers,
+            seed=self.seed,
+            sampling_probabilities=self.sampling_probabilities(dataset_tr.identifiers),
         )
         val = self.batch_stream(
             dataset_val,
@@ -552,6 +559,10 @@ class nnUNetTrainer:
             seed=self.seed + SEED_OFFSET_OF_VALIDATION,
         )
         return train, val
+
+    def sampling_probabilities(self, identifiers: Sequence[str]) -> np.ndarray | None:
+        """How often each training case is drawn, summing to 1; None: all equally often."""
+        return None
 
     def batch_stream(
         self,
@@ -621,7 +632,7 @@ class nnUNetTrainer:
         try:
             return step(batch)
         except Exception as error:
-            if not hasattr(self.network, "_orig_mod") or not is_compiler_error(error):
+            if not is_compiled(self.network) or not is_compiler_error(error):
                 raise
             self.print_to_log_file(f"torch.compile failed, the training goes on without it. Reason: {type(error).__name__}: {error}")
         # Outside the handler, which keeps the tensors of the failed attempt alive.

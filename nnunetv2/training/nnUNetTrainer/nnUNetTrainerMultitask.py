@@ -5,10 +5,11 @@ nnUNetTrainer handles any joint output already. This class builds the heads, the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from os.path import join
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +24,7 @@ from nnunetv2.network_architecture.classification_heads import (
 from nnunetv2.network_architecture.joint_network import HEADS_PREFIX, JointNetwork
 from nnunetv2.training.checkpointing import load_checkpoint_file
 from nnunetv2.training.dataloading.batch_stream import BatchStream
+from nnunetv2.training.dataloading.case_sampling import balanced_sampling_probabilities
 from nnunetv2.training.dataloading.class_targets import evidence_rules
 from nnunetv2.training.head_refit import (
     EVIDENCE_CENTRED_SHARE,
@@ -31,12 +33,11 @@ from nnunetv2.training.head_refit import (
     EvidenceCentredLoader,
     refit_on_cases,
     refit_on_patches,
-    refit_sampling,
 )
 from nnunetv2.training.loss.classification import ClassificationLoss
-from nnunetv2.training.nnUNetTrainer.compilation import unwrapped_network
 from nnunetv2.training.nnUNetTrainer.epoch_class_scores import EpochClassScores
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.compilation import unwrapped_network
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.label_handling.classification_labels import classification_tasks, structure_values
 
@@ -60,6 +61,7 @@ class nnUNetTrainerMultitask(nnUNetTrainer):
     head_gradient_norm: float = 1
     head_pooling: str = "mean_max"  # or "attention", "evidence"
     head_stages: tuple[int, ...] | None = None  # None: a middle encoder stage and the bottleneck
+    balanced_sampling: bool = False  # draw training cases of every class equally often
 
     # New heads on the finished encoder, beside those of the joint training.
     head_refit: str = "cases"  # or "patches", "none"
@@ -77,8 +79,8 @@ class nnUNetTrainerMultitask(nnUNetTrainer):
         tasks = classification_tasks(dataset_json)
         if not tasks:
             raise ValueError(
-                f"{type(self).__name__} needs case-level classes, but dataset.json of the preprocessed dataset has no entry 'classification'. "
-                f"Add one to the raw dataset's dataset.json, such as {EXAMPLE}, with a file labels.csv (identifier,subtype) beside it, and "
+                f"{type(self).__name__} needs case-level classes, but dataset.json of the preprocessed dataset has no entry "
+                f"'classification'. Add one to the raw dataset's dataset.json, such as {EXAMPLE}, with a file labels.csv (identifier,subtype) beside it, and "
                 "run nnUNetv2_plan_and_preprocess again. For segmentation alone use -tr nnUNetTrainer."
             )
         super().__init__(plans, configuration, fold, dataset_json, device)
@@ -173,6 +175,9 @@ class nnUNetTrainerMultitask(nnUNetTrainer):
             "evidence_weights": evidence_rules(self.classification_tasks, self.dataset_json),
         }
 
+    def sampling_probabilities(self, identifiers: Sequence[str]) -> np.ndarray | None:
+        return balanced_sampling_probabilities(identifiers, self.case_labels()) if self.balanced_sampling else None
+
     def configure_head_optimizer(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.head_parameters(), lr=self.head_lr, weight_decay=self.head_weight_decay)
 
@@ -242,7 +247,7 @@ class nnUNetTrainerMultitask(nnUNetTrainer):
             get_allowed_n_proc_DA(),
             seed=self.seed + SEED_OFFSET,
             loader_class=EvidenceCentredLoader,
-            sampling_probabilities=refit_sampling(dataset.identifiers, self.case_labels()),
+            sampling_probabilities=balanced_sampling_probabilities(dataset.identifiers, self.case_labels(), draw_unknown=False),
             oversample_foreground_percent=EVIDENCE_CENTRED_SHARE,
             probabilistic_oversampling=True,
         )

@@ -15,6 +15,7 @@ from tiny_trainings import make_trainer, same, weights
 
 from nnunetv2.network_architecture.predicted_evidence import PredictedEvidence
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from nnunetv2.training.dataloading.case_sampling import balanced_sampling_probabilities
 from nnunetv2.training.nnUNetTrainer.epoch_class_scores import ClassRecord, EpochClassScores
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainerMultitask import nnUNetTrainerMultitask, nnUNetTrainerMultitask_5epochs
@@ -60,6 +61,90 @@ def test_a_step_changes_the_heads_by_their_own_optimiser(tiny_training: Folders)
     for name in trainer.classification_tasks:
         assert any(key.startswith(f"classification_heads.task_{name}.") for key in changed), name
         assert f"loss_classification_{name}" in result
+
+
+def stepped(folders: Folders, *, scaled: bool, spoil: Any = None) -> tuple[Any, dict[str, torch.Tensor]]:
+    """A trainer after two steps with a loss large enough for both clippings to act, and its weights before them."""
+    trainer = make_trainer(nnUNetTrainerMultitask, folders["preprocessed"])
+    trainer._classification_steps = 10**6  # λ at its maximum
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    if scaled:
+        trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    plain_loss, trainer.classification_loss_weight = trainer.loss, lambda: 1000
+    trainer.loss = lambda output, target: 1000 * plain_loss(output, target)
+    before = weights(trainer)
+    for _ in range(2):
+        batch = next(trainer.dataloader_train)
+        if spoil is not None:
+            spoil(trainer, batch)
+        trainer.train_step(batch)
+    return trainer, before
+
+
+def changed_parts(trainer: Any, before: dict[str, torch.Tensor]) -> set[str]:
+    """Which of ``heads`` and ``segmentation`` have other weights than before."""
+    changed = [key for key, value in weights(trainer).items() if not torch.equal(value, before[key])]
+    return {"heads" if key.startswith("classification_heads.") else "segmentation" for key in changed}
+
+
+def test_scaled_gradients_are_clipped_and_applied_as_plain_ones_by_both_optimisers(tiny_training: Folders) -> None:
+    plain, _ = stepped(tiny_training, scaled=False)
+    scaled, before = stepped(tiny_training, scaled=True)
+    assert changed_parts(scaled, before) == {"heads", "segmentation"}
+    # A power of two scales without rounding.
+    assert same(weights(scaled), weights(plain))
+    assert scaled.grad_scaler.get_scale() == 2.0**10
+
+
+def test_an_overflow_in_a_head_leaves_the_step_of_the_heads_out_and_lowers_the_scale(tiny_training: Folders) -> None:
+    def spoil(trainer: Any, _batch: Any) -> None:
+        parameter = trainer.head_parameters()[0]
+        parameter.register_hook(lambda gradient: gradient * float("inf"))
+
+    trainer, before = stepped(tiny_training, scaled=True, spoil=spoil)
+    assert changed_parts(trainer, before) == {"segmentation"}
+    assert trainer.grad_scaler.get_scale() == 2.0**8  # halved once per step, not once per optimiser
+
+
+def test_a_scaled_loss_that_is_no_number_leaves_all_weights_alone(tiny_training: Folders) -> None:
+    trainer, before = stepped(tiny_training, scaled=True, spoil=lambda _, batch: batch["data"].fill_(float("nan")))
+    assert changed_parts(trainer, before) == set()
+    assert trainer.grad_scaler.get_scale() == 2.0**8
+
+
+def test_under_autocast_the_heads_stay_in_float32_in_training_and_validation(tiny_training: Folders) -> None:
+    trainer = make_trainer(nnUNetTrainerMultitask, tiny_training["preprocessed"])
+    trainer.autocast = lambda: torch.autocast("cpu", dtype=torch.bfloat16)
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    seen: dict[str, set[torch.dtype]] = {"features": set(), "vectors": set(), "class logits": set(), "segmentation logits": set()}
+
+    def note_head(_head: Any, inputs: tuple, logits: torch.Tensor) -> None:
+        seen["features"].add(inputs[0][0].dtype)
+        seen["class logits"].add(logits.dtype)
+
+    def note_hidden(_layer: Any, inputs: tuple, _output: Any) -> None:
+        seen["vectors"].add(inputs[0].dtype)
+
+    def note_decoder(_decoder: Any, _inputs: tuple, outputs: list[torch.Tensor]) -> None:
+        seen["segmentation logits"].add(outputs[0].dtype)
+
+    trainer.network.decoder.register_forward_hook(note_decoder)
+    for head in trainer.heads.values():
+        head.register_forward_hook(note_head)
+        head.hidden.register_forward_hook(note_hidden)
+    batch = next(trainer.dataloader_train)
+    losses = [trainer.train_step(batch)["loss"], trainer.train_step(batch)["loss"]]
+    with torch.no_grad():
+        trainer.on_validation_epoch_start()
+        result = trainer.validation_step(next(trainer.dataloader_val))
+    half, full = {torch.bfloat16}, {torch.float32}
+    assert seen == {"features": half, "vectors": full, "class logits": full, "segmentation logits": half}
+    assert np.isfinite([*losses, result["loss"]]).all()
+    trainer.on_validation_epoch_end([result])
+    assert np.isfinite(trainer.logger.get_value("mean_fg_dice", 0))
+    assert all(parameter.dtype == torch.float32 for parameter in trainer.network.parameters())
 
 
 def test_the_loss_is_the_weighted_sum_of_its_parts(tiny_training: Folders) -> None:
@@ -129,6 +214,20 @@ def test_a_subclass_cannot_turn_flip_sensitive_axes_around(rotation: Any, tiny_t
     angles = [sample_scalar(spatial.rotation) for _ in range(20)]
     assert -limit <= min(angles) <= max(angles) <= limit
     assert np.isfinite(trainer.train_step(next(trainer.dataloader_train))["loss"])
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_balanced_sampling_is_a_switch_of_the_training_cases_alone(balanced: bool, tiny_training: Folders) -> None:
+    class Trainer(nnUNetTrainerMultitask):
+        balanced_sampling = balanced
+
+    trainer = make_trainer(Trainer, tiny_training["preprocessed"])
+    trainer.on_train_start()
+    train, val = trainer.dataloader_train.loader, trainer.dataloader_val.loader
+    expected = balanced_sampling_probabilities(train.indices, trainer.case_labels()).tolist() if balanced else None
+    found = train.sampling_probabilities
+    assert (None if found is None else found.tolist()) == expected
+    assert val.sampling_probabilities is None
 
 
 def test_other_peoples_trainers_gain_heads_by_inheritance(tiny_training: Folders) -> None:

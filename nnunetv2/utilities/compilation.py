@@ -1,4 +1,4 @@
-"""When the network is compiled, and how a training goes on when the compiler fails."""
+"""When networks are compiled, and what tells that the compiler failed."""
 
 from __future__ import annotations
 
@@ -15,18 +15,28 @@ LOWEST_COMPUTE_CAPABILITY = (7, 0)
 COMPILER_MODULES = ("torch._dynamo", "torch._inductor", "torch._functorch", "triton")
 
 
+def compilation_requested() -> bool:
+    """Whether ``nnUNet_compile`` asks for compilation; prediction compiles only then."""
+    return os.environ.get(COMPILE_VARIABLE, "").lower() in TRUE_VALUES
+
+
 def reason_not_to_compile(device: torch.device) -> str | None:
     """Why a training on this device runs without ``torch.compile``; None if it is compiled."""
     if device.type != "cuda":
         return f"it is not used on {device.type}"
     if sys.platform == "win32":
         return "it is not available on Windows"
-    if COMPILE_VARIABLE in os.environ and os.environ[COMPILE_VARIABLE].lower() not in TRUE_VALUES:
+    if COMPILE_VARIABLE in os.environ and not compilation_requested():
         return f"the environment variable {COMPILE_VARIABLE} is {os.environ[COMPILE_VARIABLE]!r}"
     capability = torch.cuda.get_device_capability(device)
     if capability < LOWEST_COMPUTE_CAPABILITY:
         return f"this GPU has compute capability {capability[0]}.{capability[1]}, the compiler needs 7.0"
     return None
+
+
+def is_compiled(network: nn.Module) -> bool:
+    """Whether ``torch.compile`` returned this network. Asked without importing the compiler, which takes seconds."""
+    return "_orig_mod" in getattr(network, "_modules", {})
 
 
 def is_compiler_error(error: BaseException) -> bool:
@@ -46,7 +56,7 @@ def unwrapped_network(network: nn.Module) -> nn.Module:
     while True:
         if isinstance(network, nn.parallel.DistributedDataParallel):
             network = network.module
-        elif hasattr(network, "_orig_mod"):
+        elif is_compiled(network):
             network = network._orig_mod
         else:
             return network
