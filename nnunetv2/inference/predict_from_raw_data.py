@@ -24,13 +24,6 @@ from tqdm import tqdm
 
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.inference.case_classification import AGGREGATIONS, CaseClassification, TaskPrediction, mean_of_folds, task_prediction
-from nnunetv2.inference.classification_table import (
-    CLASSIFICATION_FILE,
-    join_parts,
-    part_file,
-    read_classification_csv,
-    write_classification_csv,
-)
 from nnunetv2.inference.data_iterators import (
     InputCase,
     PreprocessingSettings,
@@ -68,6 +61,13 @@ from nnunetv2.scheduling import CaseErrors, CaseFailure
 from nnunetv2.utilities.file_io import save_json
 from nnunetv2.utilities.helpers import empty_cache
 from nnunetv2.utilities.label_handling.classification_labels import ClassificationTask
+from nnunetv2.utilities.label_handling.classification_table import (
+    CLASSIFICATION_FILE,
+    join_parts,
+    part_file,
+    read_classification_csv,
+    write_classification_csv,
+)
 
 if TYPE_CHECKING:
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager

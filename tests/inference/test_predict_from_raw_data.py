@@ -16,11 +16,11 @@ from tiny_models import CLASSIFICATION, dataset_json, plans, random_network, wri
 
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.inference import data_iterators, predict_from_raw_data
-from nnunetv2.inference.classification_table import part_file, read_classification_csv
 from nnunetv2.inference.predict_from_raw_data import ClassificationOptions, nnUNetPredictor
 from nnunetv2.scheduling import CaseErrors
 from nnunetv2.utilities.checkpoint_io import CheckpointError
 from nnunetv2.utilities.file_io import load_properties
+from nnunetv2.utilities.label_handling.classification_table import part_file, read_classification_csv
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 CPU = torch.device("cpu")

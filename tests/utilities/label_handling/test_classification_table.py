@@ -3,14 +3,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nnunetv2.inference.classification_table import (
+from nnunetv2.utilities.label_handling.classification_labels import ClassificationTask
+from nnunetv2.utilities.label_handling.classification_table import (
     join_parts,
     part_file,
     read_classification_csv,
     read_classification_rows,
     write_classification_csv,
 )
-from nnunetv2.utilities.label_handling.classification_labels import ClassificationTask
 
 TASKS = {
     "subtype": ClassificationTask(name="subtype", classes=("a", "b")),
