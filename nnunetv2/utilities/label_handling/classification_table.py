@@ -14,6 +14,7 @@ from nnunetv2.utilities.label_handling.classification_labels import Classificati
 
 CLASSIFICATION_FILE = "classification.csv"
 IDENTIFIER, ERROR = "identifier", "error"
+ROUNDING = 1e-6  # how far a probability may lie outside 0 to 1
 
 CaseProbabilities = Mapping[str, np.ndarray]  # by task name, (K,)
 
@@ -83,12 +84,20 @@ def read_classification_rows(path: str | Path, tasks: Mapping[str, Classificatio
             if identifier in rows:
                 raise ValueError(f"{path}, line {reader.line_num}: the case {identifier} stands there twice.")
             try:
-                rows[identifier] = row.get(ERROR) or {
-                    name: np.array([float(row[f"{name}_probability_{label}"]) for label in task.classes]) for name, task in tasks.items()
-                }
+                rows[identifier] = row.get(ERROR) or {name: _probabilities(task, row) for name, task in tasks.items()}
             except (ValueError, TypeError) as error:
-                raise ValueError(f"{path}, line {reader.line_num}: case {identifier} has a probability that is no number.") from error
+                raise ValueError(
+                    f"{path}, line {reader.line_num}: case {identifier} has a probability that is no number from 0 to 1."
+                ) from error
     return rows
+
+
+def _probabilities(task: ClassificationTask, row: Mapping[str, str]) -> np.ndarray:
+    """Those of one task, ``(K,)``."""
+    values = np.array([float(row[f"{task.name}_probability_{label}"]) for label in task.classes])
+    if not ((values >= -ROUNDING) & (values <= 1 + ROUNDING)).all():
+        raise ValueError
+    return values
 
 
 def join_parts(file: Path, tasks: Mapping[str, ClassificationTask], num_parts: int) -> bool:

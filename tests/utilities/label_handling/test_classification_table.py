@@ -58,6 +58,15 @@ def test_a_table_of_another_model_is_refused(tmp_path) -> None:
         read_classification_csv(file, TASKS)
 
 
+@pytest.mark.parametrize("cell", ["", "high", "nan", "-0.1", "3.2"])
+def test_what_is_no_probability_is_refused(tmp_path, cell) -> None:
+    file = tmp_path / "classification.csv"
+    write_classification_csv(file, TASKS, {"case": row(0.5, 0, 0.125)})
+    file.write_text(file.read_text().replace("0.125", cell))
+    with pytest.raises(ValueError, match="line 2: case case has a probability that is no number from 0 to 1"):
+        read_classification_csv(file, TASKS)
+
+
 def test_a_case_twice_is_refused(tmp_path) -> None:
     file = tmp_path / "classification.csv"
     write_classification_csv(file, TASKS, {"case": row(0.5, 0, 0)})
