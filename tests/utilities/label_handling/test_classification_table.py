@@ -75,6 +75,33 @@ def test_a_case_twice_is_refused(tmp_path) -> None:
         read_classification_csv(file, TASKS)
 
 
+def test_raw_probabilities_stand_behind_calibrated_ones(tmp_path) -> None:
+    file = tmp_path / "classification.csv"
+    raw = {"good": row(0.9, 0.75, 0.25)}
+    write_classification_csv(file, TASKS, {"good": row(0.75, 0.625, 0.375), "bad": "broken"}, raw)
+    header, bad, good = file.read_text().splitlines()
+    assert header.endswith(
+        "findings_probability_y,subtype_raw_probability_a,subtype_raw_probability_b,"
+        "findings_raw_probability_x,findings_raw_probability_y,error"
+    )
+    assert bad == "bad" + "," * 11 + "broken"
+    assert good.startswith("good,a,0.75,0.25,x,0.625,0.375,0.9,")
+    assert read_classification_csv(file, TASKS)["good"]["findings"].tolist() == [0.625, 0.375]
+    assert read_classification_csv(file, TASKS, raw=True)["good"]["findings"].tolist() == [0.75, 0.25]
+    plain = tmp_path / "plain.csv"
+    write_classification_csv(plain, TASKS, raw)
+    assert read_classification_csv(plain, TASKS, raw=True)["good"]["findings"].tolist() == [0.75, 0.25]
+
+
+def test_parts_keep_raw_probabilities(tmp_path) -> None:
+    file = tmp_path / "classification.csv"
+    for part, name in enumerate("ab"):
+        write_classification_csv(part_file(file, part), TASKS, {name: row(0.75, 1, 0)}, {name: row(0.9, 1, 0)})
+    assert join_parts(file, TASKS, 2)
+    assert read_classification_csv(file, TASKS, raw=True)["b"]["subtype"][0] == 0.9
+    assert read_classification_csv(file, TASKS)["b"]["subtype"][0] == 0.75
+
+
 def test_parts_are_joined_when_the_last_is_there(tmp_path) -> None:
     file = tmp_path / "classification.csv"
     write_classification_csv(part_file(file, 1), TASKS, {"b": row(0.25, 1, 0)})
