@@ -92,6 +92,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cls_only", action="store_true", help="classes alone, without segmentations; needs --save_cls")
     parser.add_argument("--cls_heads", choices=HEAD_SETS, default=None, help="heads trained after the segmentation, or together with it (default: refit, where there are any)")
     parser.add_argument("--cls_aggregation", choices=AGGREGATIONS, default=None, help="how tiles vote (default: evidence)")
+    parser.add_argument("--cls_no_calibration", action="store_true", help="raw class probabilities, though the model has a calibration")
     add_verbose(parser)
 
 
@@ -102,7 +103,7 @@ def _check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
     if args.prev_stage_predictions is not None:
         parser.error("-prev_stage_predictions: cascades come with a later release. Predict with a configuration without a previous stage")
     if args.save_cls is None:
-        given = [f"--{name}" for name in ("cls_only", "cls_heads", "cls_aggregation") if getattr(args, name)]
+        given = [f"--{name}" for name in ("cls_only", "cls_heads", "cls_aggregation", "cls_no_calibration") if getattr(args, name)]
         if given:
             parser.error(f"{', '.join(given)} can be used with --save_cls only")
     if args.cls_only and args.save_probabilities:
@@ -136,7 +137,9 @@ def _predict(model_folder: str, args: argparse.Namespace) -> None:
     predictor.initialize_from_trained_model_folder(model_folder, args.f, args.chk, classification_heads=args.cls_heads)
     options = None
     if args.save_cls is not None:
-        options = ClassificationOptions(aggregation=args.cls_aggregation or "evidence", only=args.cls_only)
+        options = ClassificationOptions(
+            aggregation=args.cls_aggregation or "evidence", only=args.cls_only, calibrated=not args.cls_no_calibration
+        )
         predictor.check_classification_possible(options)
     predictor.predict_from_files(
         args.i,

@@ -113,9 +113,9 @@ def _report(settings: DemoSettings) -> dict[str, float]:
     """Print the table of scores, write the figure and say where everything lies."""
     from nnunetv2.demo.figure import plot_example_cases
     from nnunetv2.evaluation.classification_metrics import classification_summary
-    from nnunetv2.inference.classification_table import read_classification_csv
     from nnunetv2.utilities.file_io import load_json
     from nnunetv2.utilities.label_handling.classification_labels import CaseLabels, classification_tasks
+    from nnunetv2.utilities.label_handling.classification_table import read_classification_csv
 
     dataset_json = load_json(settings.dataset_folder / "dataset.json")
     tasks = classification_tasks(dataset_json)

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,13 +31,6 @@ from nnunetv2.inference.case_classification import (
     mean_of_folds,
     task_prediction,
 )
-from nnunetv2.inference.classification_table import (
-    CLASSIFICATION_FILE,
-    join_parts,
-    part_file,
-    read_classification_csv,
-    write_classification_csv,
-)
 from nnunetv2.inference.data_iterators import (
     InputCase,
     PreprocessingSettings,
@@ -51,6 +44,7 @@ from nnunetv2.inference.export_prediction import (
     convert_predicted_logits_to_segmentation_with_correct_shape,
     export_prediction_from_logits,
 )
+from nnunetv2.inference.morphometry import morphometry
 from nnunetv2.inference.prediction_files import (
     check_different_folders,
     check_outputs,
@@ -67,8 +61,7 @@ from nnunetv2.inference.sliding_window_prediction import (
     mirror_combinations,
     tile_slicers,
 )
-from nnunetv2.inference.trained_model import load_trained_model
-from nnunetv2.inference.morphometry import morphometry
+from nnunetv2.inference.trained_model import JOINT_HEADS, load_trained_model
 from nnunetv2.network_architecture.classification_heads import CaseHead
 from nnunetv2.network_architecture.classification_heads import classification_entry as describe_heads
 from nnunetv2.network_architecture.joint_network import JointNetwork, JointOutput, as_joint_output
@@ -77,7 +70,15 @@ from nnunetv2.scheduling import CaseErrors, CaseFailure
 from nnunetv2.utilities.compilation import compilation_requested, is_compiled, is_compiler_error, unwrapped_network
 from nnunetv2.utilities.file_io import save_json
 from nnunetv2.utilities.helpers import empty_cache
+from nnunetv2.utilities.label_handling.class_calibration import CALIBRATION_FILE, ClassCalibration
 from nnunetv2.utilities.label_handling.classification_labels import ClassificationTask
+from nnunetv2.utilities.label_handling.classification_table import (
+    CLASSIFICATION_FILE,
+    join_parts,
+    part_file,
+    read_classification_csv,
+    write_classification_csv,
+)
 
 if TYPE_CHECKING:
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
@@ -104,14 +105,15 @@ class ClassificationOptions:
 
     aggregation: str = "evidence"  # how tiles vote: one of AGGREGATIONS
     only: bool = False  # no segmentations: the decoder is not run
+    calibrated: bool = True  # apply the calibration of the model, if there is one
 
     def __post_init__(self) -> None:
         if self.aggregation not in AGGREGATIONS:
             raise ValueError(f"{self.aggregation!r} is not possible. Choose one of {', '.join(AGGREGATIONS)}.")
 
     @property
-    def aggregation_of_tiles(self) -> str:
-        """Without segmentations no tile is known to show evidence."""
+    def effective_aggregation(self) -> str:
+        """Without segmentations there is no evidence to weight by."""
         return "mean" if self.only and self.aggregation == "evidence" else self.aggregation
 
 
@@ -121,18 +123,24 @@ class ClassificationTable:
 
     file: Path
     tasks: Mapping[str, ClassificationTask]
+    calibration: ClassCalibration | None = None
     rows: dict[str, Mapping[str, np.ndarray] | str] = field(default_factory=dict)
     _written: float = field(default_factory=time.monotonic)
 
     def add(self, identifier: str, row: Mapping[str, np.ndarray] | str) -> None:
-        """Add a case: its probabilities by task, or the text of its error."""
+        """Add a case: its probabilities by task, not calibrated, or the text of its error."""
         self.rows[identifier] = row
         if time.monotonic() - self._written > SECONDS_BETWEEN_TABLES:
             self.write()
 
     def write(self) -> None:
         """Write all rows so far."""
-        write_classification_csv(self.file, self.tasks, self.rows)
+        if self.calibration is None:
+            write_classification_csv(self.file, self.tasks, self.rows)
+        else:
+            apply = self.calibration.apply
+            calibrated = {name: row if isinstance(row, str) else apply(row) for name, row in self.rows.items()}
+            write_classification_csv(self.file, self.tasks, calibrated, self.rows)
         self._written = time.monotonic()
 
 
@@ -185,6 +193,7 @@ class nnUNetPredictor:
         self.label_manager = None
         self.classification_entry: dict[str, Any] | None = None
         self.classification_tasks: dict[str, ClassificationTask] = {}
+        self.calibration: ClassCalibration | None = None
         self._loaded_parameters: dict | None = None
 
     # --- the model ---------------------------------------------------------------------------------------------------------------
@@ -224,6 +233,10 @@ class nnUNetPredictor:
             model.mirroring_axes,
             classification_entry=model.classification_entry,
         )
+        self.head_set = model.head_set
+        calibration_file = Path(model_training_output_dir) / CALIBRATION_FILE
+        if self.classification_tasks and calibration_file.is_file():
+            self.calibration = ClassCalibration.load(calibration_file, self.classification_tasks)
 
     def manual_initialization(
         self,
@@ -264,6 +277,8 @@ class nnUNetPredictor:
         self.classification_entry = dict(classification_entry) if classification_entry else None
         tasks = (self.classification_entry or {}).get("tasks", {})
         self.classification_tasks = {name: ClassificationTask.from_dict(name, values) for name, values in tasks.items()}
+        self.calibration = None  # belongs to a model folder
+        self.head_set = JOINT_HEADS
         self._loaded_parameters = None
         if compilation_requested() and not is_compiled(network):
             self.network = torch.compile(network)
@@ -430,7 +445,9 @@ class nnUNetPredictor:
         if options is not None:
             table_file = self._table_file(save_classification, folder)
             table = ClassificationTable(
-                file=table_file if num_parts == 1 else part_file(table_file, part_id), tasks=self.classification_tasks
+                file=table_file if num_parts == 1 else part_file(table_file, part_id),
+                tasks=self.classification_tasks,
+                calibration=self._calibration_for(options, verbose=True),
             )
         identifiers = [case.identifier for case in cases_from_files(list_of_lists, None, outputs, self.dataset_json["file_ending"])]
         if table is not None and len(set(identifiers)) < len(identifiers):
@@ -473,6 +490,19 @@ class nnUNetPredictor:
         self.check_classification_possible(options)
         return options
 
+    def _calibration_for(self, options: ClassificationOptions, verbose: bool = False) -> ClassCalibration | None:
+        """The calibration of the model, if it is wanted and was fitted on predictions made in the same way."""
+        if self.calibration is None or not options.calibrated:
+            return None
+        if self.calibration.fits(self.classification_tasks, self.head_set, options.effective_aggregation):
+            return self.calibration
+        if verbose:
+            print(
+                f"The calibration of the model was fitted with heads {self.calibration.heads!r} and aggregation "
+                f"{self.calibration.aggregation!r}; it is not applied to {self.head_set!r} and {options.effective_aggregation!r}."
+            )
+        return None
+
     @staticmethod
     def _table_file(save_classification: bool | str | os.PathLike, folder: Path | None) -> Path:
         """Where ``classification.csv`` goes."""
@@ -510,7 +540,7 @@ class nnUNetPredictor:
         if table is not None:
             for file in (table_file, table.file):  # the part's own table is the newer one
                 if file.is_file():
-                    rows.update(read_classification_csv(file, table.tasks))
+                    rows.update(read_classification_csv(file, table.tasks, raw=True))
             # The table of all parts may be there already: only the rows of this part's cases go on.
             table.rows.update({name: rows[name] for name in identifiers if name in rows})
         only_classes = options is not None and options.only
@@ -690,6 +720,7 @@ class nnUNetPredictor:
                         while len(pending) >= max(num_export, 1):
                             for future in wait(pending, return_when=FIRST_COMPLETED).done:
                                 settle(pending.pop(future), future.result())
+                        classes = self._calibrated(classes, options)
                         job = (logits, item["data_properties"], item["ofile"], save_probabilities, classes, identifier)
                         if num_export > 0:
                             pending[executor.submit(self._export_or_failure, *job)] = index
@@ -730,6 +761,11 @@ class nnUNetPredictor:
         if options is None:
             return self.predict_logits_from_preprocessed_data(data).cpu(), {}
         return self.predict_logits_and_classes_from_preprocessed_data(data, options, item["data_properties"])
+
+    def _calibrated(self, classes: dict[str, np.ndarray], options: ClassificationOptions | None) -> dict[str, np.ndarray]:
+        """Class probabilities as the options want them."""
+        calibration = None if options is None else self._calibration_for(options)
+        return classes if calibration is None else calibration.apply(classes)
 
     def _export_or_failure(
         self,
@@ -814,9 +850,9 @@ class nnUNetPredictor:
         """
         data, case_properties = self._preprocess_array(image, properties, None)
         if self.classification_tasks:
-            aggregation = (classification_options or ClassificationOptions()).aggregation
-            options = ClassificationOptions(aggregation=aggregation)
+            options = replace(classification_options or ClassificationOptions(), only=False)
             logits, classes = self.predict_logits_and_classes_from_preprocessed_data(data, options, case_properties)
+            classes = self._calibrated(classes, options)
         else:
             logits, classes = self.predict_logits_from_preprocessed_data(data).cpu(), {}
         result = convert_predicted_logits_to_segmentation_with_correct_shape(
@@ -844,7 +880,7 @@ class nnUNetPredictor:
     def predict_logits_and_classes_from_preprocessed_data(
         self, data: torch.Tensor, options: ClassificationOptions | None = None, properties: Mapping[str, Any] | None = None
     ) -> tuple[torch.Tensor | None, dict[str, np.ndarray]]:
-        """Logits of a preprocessed case and class probabilities ``(K,)`` by task, averaged over the folds.
+        """Logits of a preprocessed case and class probabilities ``(K,)`` by task, averaged over the folds and not calibrated.
 
         One pass of the encoder per tile gives both.
 
@@ -860,7 +896,7 @@ class nnUNetPredictor:
         self.check_classification_possible(options)
         total, folds = None, []
         for _ in self._each_fold():
-            votes = self._new_votes(options.aggregation_of_tiles)
+            votes = self._new_votes(options.effective_aggregation)
             logits = self._predict_sliding_window(data, votes, with_segmentation=not options.only)
             folds.append(votes.probabilities(self._measures(logits, data, properties)))
             if logits is not None:

@@ -25,7 +25,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 if TYPE_CHECKING:
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
-HEAD_SETS = ("refit", "joint")  # trained after the segmentation, and together with it
+REFITTED_HEADS, JOINT_HEADS = HEAD_SETS = ("refit", "joint")  # trained after the segmentation, and together with it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,7 @@ class TrainedModel:
     trainer_name: str
     mirroring_axes: tuple[int, ...] | None
     classification_entry: dict[str, Any] | None  # which heads there are; None for segmentation alone
+    head_set: str  # one of HEAD_SETS
 
 
 def load_trained_model(
@@ -81,6 +82,7 @@ def load_trained_model(
         trainer_name=first["trainer_name"],
         mirroring_axes=None if axes is None else tuple(int(axis) for axis in axes),
         classification_entry=entry,
+        head_set=first["head_set"],
     )
 
 
@@ -104,7 +106,8 @@ def _with_heads(checkpoint: dict[str, Any], heads: str | None, file: Path) -> di
         raise ValueError(
             f"{file} has no heads {heads!r}" + (f"; it has {' and '.join(available)} (--cls_heads)." if available else ", nor any others.")
         )
-    if refitted and heads in (None, "refit"):
+    checkpoint["head_set"] = REFITTED_HEADS if refitted and heads in (None, REFITTED_HEADS) else JOINT_HEADS
+    if checkpoint["head_set"] == REFITTED_HEADS:
         checkpoint["classification"] = refitted["classification"]
         segmentation = {key: value for key, value in checkpoint["network_weights"].items() if not key.startswith(HEADS_PREFIX)}
         checkpoint["network_weights"] = segmentation | dict(refitted["weights"])

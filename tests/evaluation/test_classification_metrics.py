@@ -6,8 +6,9 @@ import warnings
 import numpy as np
 import pytest
 from sklearn import metrics
+from sklearn.calibration import calibration_curve
 
-from nnunetv2.evaluation.classification_metrics import classification_summary, task_report
+from nnunetv2.evaluation.classification_metrics import classification_summary, reliability, roc_curve, task_report, weighted_scores
 from nnunetv2.utilities.label_handling.classification_labels import CaseLabels, ClassificationTask
 
 MULTICLASS = ClassificationTask(name="t", classes=("a", "b", "c"))
@@ -15,56 +16,140 @@ ORDINAL = ClassificationTask(name="t", classes=("a", "b", "c"), type="ordinal")
 MULTILABEL = ClassificationTask(name="t", classes=("a", "b", "c"), type="multilabel")
 
 
-def random_case(seed: int, number: int = 40) -> tuple[list[int], np.ndarray]:
-    """Targets and probabilities with ties, as rounded predictions have them."""
+def random_table(seed: int, task: ClassificationTask) -> tuple[CaseLabels, dict[str, dict[str, np.ndarray]]]:
+    """Cases with ties in their probabilities and unknown labels; in every third table the class b is absent."""
     rng = np.random.default_rng(seed)
-    probabilities = np.round(rng.dirichlet(np.ones(3), number), 1)
-    return rng.integers(0, 3, number).tolist(), probabilities
+    number = int(rng.integers(12, 60))
+    if task.is_multilabel:
+        probabilities = np.round(rng.random((number, 3)), 1)
+        truth = (rng.random((number, 3)) < 0.4).astype(np.float32)
+        truth[:, 1] *= seed % 3 > 0
+    else:
+        probabilities = np.round(rng.dirichlet(np.ones(3), number), 1)
+        truth = rng.choice([0, 2] if seed % 3 == 0 else [0, 1, 2], number)
+    unknown = rng.random(number) < 0.2
+    rows = {f"case_{i}": {"t": None if unknown[i] else truth[i]} for i in range(number)}
+    return CaseLabels({"t": task}, rows), {f"case_{i}": {"t": probabilities[i]} for i in range(number)}
 
 
-@pytest.mark.parametrize("seed", range(5))
+def known_arrays(labels: CaseLabels, table: dict) -> tuple[np.ndarray, np.ndarray]:
+    known = [i for i in table if labels.target(i, "t") is not None]
+    assert 0 < len(known) < len(table)
+    return np.array([labels.target(i, "t") for i in known]), np.array([table[i]["t"] for i in known])
+
+
+def expected_calibration_error(happened: np.ndarray, probability: np.ndarray) -> float:
+    """From scikit-learn's reliability curve and the number of cases in each of its bins."""
+    frequency, mean = calibration_curve(happened, probability, n_bins=10, strategy="uniform")
+    counts = np.bincount(np.searchsorted(np.linspace(0, 1, 11)[1:-1], probability), minlength=10)
+    return np.abs(frequency - mean) @ counts[counts > 0] / len(probability)
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true", "ignore:.*do not sum to one")
+@pytest.mark.parametrize("seed", range(9))
 @pytest.mark.parametrize("task", [MULTICLASS, ORDINAL])
 def test_exclusive_classes_agree_with_scikit_learn(seed, task) -> None:
-    truth, probabilities = random_case(seed)
+    labels, table = random_table(seed, task)
+    report = classification_summary({"t": task}, table, labels)["tasks"]["t"]
+    truth, probabilities = known_arrays(labels, table)
     decided = probabilities.argmax(axis=1)
-    report = task_report(task, truth, list(probabilities))
+    present = [k for k in range(3) if k in truth]
+    assert len(present) == (2 if seed % 3 == 0 else 3)
     expected = {
         "accuracy": metrics.accuracy_score(truth, decided),
         "balanced_accuracy": metrics.balanced_accuracy_score(truth, decided),
         "macro_f1": metrics.f1_score(truth, decided, labels=[0, 1, 2], average="macro", zero_division=0),
-        "auroc": np.mean([metrics.roc_auc_score(np.equal(truth, k), probabilities[:, k]) for k in range(3)]),
+        "auroc": np.mean([metrics.roc_auc_score(truth == k, probabilities[:, k]) for k in present]),
+        "mcc": metrics.matthews_corrcoef(truth, decided),
+        "brier": np.sum([np.mean((probabilities[:, k] - (truth == k)) ** 2) for k in range(3)]),
+        "ece": expected_calibration_error(truth == decided, probabilities.max(axis=1)),
+        "log_loss": metrics.log_loss(truth, probabilities, labels=[0, 1, 2]),
     }
+    assert expected["brier"] == pytest.approx(sum(metrics.brier_score_loss(truth == k, probabilities[:, k]) for k in range(3)))
     if task is ORDINAL:
-        expected["quadratic_kappa"] = metrics.cohen_kappa_score(truth, decided, weights="quadratic")
+        expected["quadratic_kappa"] = metrics.cohen_kappa_score(truth, decided, labels=[0, 1, 2], weights="quadratic")
     assert report["scores"] == pytest.approx(expected, abs=1e-9)
     assert report["confusion"] == metrics.confusion_matrix(truth, decided, labels=[0, 1, 2]).tolist()
-    precision, recall, f1, support = metrics.precision_recall_fscore_support(truth, decided, labels=[0, 1, 2], zero_division=0)
-    for k, values in enumerate(report["per_class"].values()):
-        assert [values[name] for name in ("precision", "recall", "f1", "n")] == pytest.approx(
-            [precision[k], recall[k], f1[k], support[k]], abs=1e-9
-        )
-        assert values["average_precision"] == pytest.approx(
-            metrics.average_precision_score(np.equal(truth, k), probabilities[:, k]), abs=1e-9
-        )
-        assert values["specificity"] == pytest.approx(metrics.recall_score(np.not_equal(truth, k), decided != k), abs=1e-9)
+    assert_classes_agree(report, np.equal.outer(truth, range(3)), np.equal.outer(decided, range(3)), probabilities)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(9))
 def test_multilabel_agrees_with_scikit_learn(seed) -> None:
-    rng = np.random.default_rng(seed)
-    truth = rng.integers(0, 2, (30, 3)).astype(np.float32)
-    probabilities = np.round(rng.random((30, 3)), 1)
+    labels, table = random_table(seed, MULTILABEL)
+    report = classification_summary({"t": MULTILABEL}, table, labels)["tasks"]["t"]
+    truth, probabilities = known_arrays(labels, table)
     decided = probabilities >= 0.5
-    report = task_report(MULTILABEL, list(truth), list(probabilities))
+    present = [k for k in range(3) if truth[:, k].any()]
+    assert len(present) == (2 if seed % 3 == 0 else 3)
+
+    def mean(score, predictions, classes=present) -> float:
+        return np.mean([score(truth[:, k], predictions[:, k]) for k in classes])
+
     expected = {
         "accuracy": metrics.accuracy_score(truth, decided),
-        "balanced_accuracy": np.mean([metrics.balanced_accuracy_score(truth[:, k], decided[:, k]) for k in range(3)]),
+        "balanced_accuracy": mean(metrics.balanced_accuracy_score, decided),
         "macro_f1": metrics.f1_score(truth, decided, average="macro", zero_division=0),
-        "auroc": metrics.roc_auc_score(truth, probabilities, average="macro"),
-        "macro_average_precision": metrics.average_precision_score(truth, probabilities, average="macro"),
+        "auroc": mean(metrics.roc_auc_score, probabilities),
+        "mcc": mean(metrics.matthews_corrcoef, decided),
+        "macro_average_precision": mean(metrics.average_precision_score, probabilities),
+        "brier": mean(metrics.brier_score_loss, probabilities, range(3)),
+        "ece": mean(expected_calibration_error, probabilities, range(3)),
+        "log_loss": mean(lambda t, p: metrics.log_loss(t, p, labels=[0, 1]), probabilities, range(3)),
     }
     assert report["scores"] == pytest.approx(expected, abs=1e-9)
     assert report["confusion"] == metrics.multilabel_confusion_matrix(truth, decided).tolist()
+    assert_classes_agree(report, truth.astype(bool), decided, probabilities)
+
+
+def assert_classes_agree(report: dict, truth: np.ndarray, decided: np.ndarray, probabilities: np.ndarray) -> None:
+    """Each class against the rest; arrays ``(cases, K)``."""
+    for k, values in enumerate(report["per_class"].values()):
+        t, d, p = truth[:, k], decided[:, k], probabilities[:, k]
+        expected = {
+            "n": t.sum(),
+            "precision": metrics.precision_score(t, d, zero_division=0),
+            "recall": metrics.recall_score(t, d, zero_division=0),
+            "specificity": metrics.recall_score(~t, ~d, zero_division=0),
+            "f1": metrics.f1_score(t, d, zero_division=0),
+            "auroc": metrics.roc_auc_score(t, p) if t.any() else math.nan,
+            "average_precision": metrics.average_precision_score(t, p) if t.any() else math.nan,
+        }
+        assert values == pytest.approx(expected, abs=1e-9, nan_ok=True)
+
+
+@pytest.mark.parametrize("task", [MULTICLASS, ORDINAL, MULTILABEL])
+def test_a_case_of_weight_two_counts_like_the_case_twice(task) -> None:
+    labels, table = random_table(1, task)
+    targets, probabilities = known_arrays(labels, table)
+    weights = np.random.default_rng(0).integers(0, 3, (4, len(targets)))
+    weighted = weighted_scores(task, list(targets), list(probabilities), weights)
+    for row, counts in enumerate(weights):
+        repeated = task_report(task, list(targets.repeat(counts, axis=0)), list(probabilities.repeat(counts, axis=0)))
+        assert {name: values[row] for name, values in weighted.scores.items()} == pytest.approx(repeated["scores"], abs=1e-12)
+        assert weighted.confusion[row].tolist() == repeated["confusion"]
+        for label, values in weighted.per_class.items():
+            assert {name: value[row] for name, value in values.items()} == pytest.approx(repeated["per_class"][label], nan_ok=True)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_roc_curve_agrees_with_scikit_learn(seed) -> None:
+    labels, table = random_table(seed, MULTILABEL)
+    truth, probabilities = known_arrays(labels, table)
+    expected = metrics.roc_curve(truth[:, 0], probabilities[:, 0], drop_intermediate=False)
+    for rates, expected_rates in zip(roc_curve(truth[:, 0] > 0, probabilities[:, 0]), expected[:2], strict=True):
+        np.testing.assert_allclose(rates, expected_rates)
+
+
+def test_calibration_error_and_brier_score_by_hand() -> None:
+    """Two cases at 0.8, of which one is right, and one right case at 0.6: |0.5 - 0.8| * 2/3 + |1 - 0.6| * 1/3."""
+    probabilities = [np.array(p) for p in ([0.8, 0.1, 0.1], [0.8, 0.2, 0.0], [0.2, 0.6, 0.2])]
+    scores = task_report(MULTICLASS, [0, 1, 1], probabilities)["scores"]
+    assert scores["ece"] == pytest.approx(1 / 3)
+    assert scores["brier"] == pytest.approx(((0.04 + 0.01 + 0.01) + (0.64 + 0.64) + (0.04 + 0.16 + 0.04)) / 3)
+    assert scores["log_loss"] == pytest.approx(-(math.log(0.8) + math.log(0.2) + math.log(0.6)) / 3)
+    (low, high) = reliability(MULTICLASS, [0, 1, 1], probabilities)["predicted class"]
+    assert low == pytest.approx({"low": 0.5, "high": 0.6, "n": 1, "mean_probability": 0.6, "frequency": 1})
+    assert high == pytest.approx({"low": 0.7, "high": 0.8, "n": 2, "mean_probability": 0.8, "frequency": 0.5})
 
 
 def test_a_class_that_no_case_has_counts_in_f1_but_not_in_auroc() -> None:

@@ -17,11 +17,12 @@ from tiny_models import CLASSIFICATION, dataset_json, plans, random_network, wri
 
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.inference import data_iterators, predict_from_raw_data
-from nnunetv2.inference.classification_table import part_file, read_classification_csv, write_classification_csv
 from nnunetv2.inference.predict_from_raw_data import ClassificationOptions, nnUNetPredictor
 from nnunetv2.scheduling import CaseErrors
 from nnunetv2.utilities.checkpoint_io import CheckpointError
 from nnunetv2.utilities.file_io import load_properties
+from nnunetv2.utilities.label_handling.class_calibration import ClassCalibration, TaskCalibration
+from nnunetv2.utilities.label_handling.classification_table import part_file, read_classification_csv
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 CPU = torch.device("cpu")
@@ -647,6 +648,62 @@ def test_classes_alone_write_no_segmentations_and_agree_with_the_mean(joint_mode
     both, only = (read_classification_csv(tmp_path / name / "classification.csv", tasks) for name in ("both", "only"))
     for identifier in both:
         np.testing.assert_allclose(both[identifier]["subtype"], only[identifier]["subtype"], atol=1e-6)
+
+
+@pytest.fixture
+def calibrated_model(joint_model, tasks, tmp_path) -> Path:
+    """A copy of the model whose probabilities become flatter."""
+    folder = shutil.copytree(joint_model, tmp_path / "calibrated")
+    flatter = {
+        name: TaskCalibration(task_type=t.type, classes=t.classes, temperatures=(2.0,) * t.num_logits, offsets=(0.0,) * t.num_logits)
+        for name, t in tasks.items()
+    }
+    calibration = ClassCalibration(method="temperature", heads="joint", aggregation="evidence", tasks=flatter)
+    calibration.save(folder / "classification_calibration.json")
+    return folder
+
+
+def test_a_calibration_in_the_model_folder_is_applied(joint_model, calibrated_model, images, tmp_path, tasks) -> None:
+    predictor_of(joint_model).predict_from_files(str(images), str(tmp_path / "raw"), save_classification=True)
+    predictor = predictor_of(calibrated_model)
+    predictor.predict_from_files(str(images), str(tmp_path / "out"), save_classification=True, save_probabilities=True)
+    file = tmp_path / "out" / "classification.csv"
+    plain = read_classification_csv(tmp_path / "raw" / "classification.csv", tasks)
+    raw, calibrated = read_classification_csv(file, tasks, raw=True), read_classification_csv(file, tasks)
+    array, properties = SimpleITKIO().read_images([str(images / "case_1_0000.nii.gz")])
+    single = predictor.predict_case(array, properties).classification
+    for name in tasks:
+        np.testing.assert_array_equal(raw["case_1"][name], plain["case_1"][name])
+        np.testing.assert_array_equal(calibrated["case_1"][name], predictor.calibration.tasks[name].apply(plain["case_1"][name]))
+        assert np.abs(calibrated["case_1"][name] - plain["case_1"][name]).max() > 1e-3
+        stored = np.load(tmp_path / "out" / "case_1.npz")[f"classification_{name}"]
+        np.testing.assert_allclose(stored, calibrated["case_1"][name], atol=1e-6)
+        np.testing.assert_allclose(list(single[name].probabilities.values()), calibrated["case_1"][name], atol=1e-6)
+
+    whole = file.read_text()
+    file.write_text("\n".join(whole.splitlines()[:-1]) + "\n")
+    (tmp_path / "out" / "case_2.nii.gz").unlink()
+    predictor.predict_from_files(
+        str(images), str(tmp_path / "out"), save_classification=True, save_probabilities=True, overwrite=False
+    )
+    assert file.read_text() == whole  # rows of before are not calibrated a second time
+
+
+def test_the_calibration_is_left_out_on_demand_and_for_other_ways_of_predicting(calibrated_model, images, tmp_path, tasks, capsys) -> None:
+    predictor = predictor_of(calibrated_model)
+    for index, options in enumerate((ClassificationOptions(calibrated=False), ClassificationOptions(aggregation="max"))):
+        out = tmp_path / str(index)
+        predictor.predict_from_files(str(images), str(out), save_classification=True, classification_options=options)
+        assert "raw_probability" not in (out / "classification.csv").read_text()
+        printed = capsys.readouterr().out
+        assert ("it is not applied to 'joint' and 'max'" in printed) == (index == 1)
+
+
+def test_a_calibration_for_other_classes_is_refused(calibrated_model) -> None:
+    file = calibrated_model / "classification_calibration.json"
+    file.write_text(file.read_text().replace('"G1"', '"G0"'))
+    with pytest.raises(ValueError, match="other classes than the model's: grade"):
+        predictor_of(calibrated_model)
 
 
 def test_without_save_cls_the_heads_are_not_run(joint_model) -> None:

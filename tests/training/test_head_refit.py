@@ -13,7 +13,6 @@ from sklearn.linear_model import LogisticRegression
 from tiny_datasets import PLANS
 from tiny_trainings import CPU, make_trainer, same, weights
 
-from nnunetv2.inference.classification_table import read_classification_csv
 from nnunetv2.inference.predict_from_raw_data import ClassificationOptions, nnUNetPredictor
 from nnunetv2.network_architecture.classification_heads import CaseHead, HeadDescription, class_probabilities
 from nnunetv2.run.run_training import run_training
@@ -23,6 +22,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainerMultitask import nnUNetTrainer
 from nnunetv2.utilities.checkpoint_io import load_checkpoint_file
 from nnunetv2.utilities.file_io import load_json
 from nnunetv2.utilities.label_handling.classification_labels import ClassificationTask
+from nnunetv2.utilities.label_handling.classification_table import read_classification_csv
 
 Folders = dict[str, Path]
 

@@ -17,21 +17,21 @@ from torch import nn
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.evaluation.classification_metrics import classification_summary
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder, save_summary_json
-from nnunetv2.inference.classification_table import write_classification_csv
 from nnunetv2.inference.export_prediction import export_prediction_from_logits, resample_and_save
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.inference.trained_model import JOINT_HEADS, REFITTED_HEADS
 from nnunetv2.network_architecture.joint_network import JointNetwork
 from nnunetv2.scheduling import CaseErrors, CaseFailure
 from nnunetv2.utilities.compilation import unwrapped_network
 from nnunetv2.utilities.file_io import save_json
 from nnunetv2.utilities.file_path_utilities import get_output_folder
+from nnunetv2.utilities.label_handling.classification_table import write_classification_csv
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
 if TYPE_CHECKING:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 QUEUED_EXPORTS = 2  # cases that may wait for an export thread, each with its logits in memory
-JOINT_HEADS, REFITTED_HEADS = "joint", "refit"  # trained together with the segmentation, and after it
 REFIT_SUFFIX = "/refit"  # tells the heads of a task apart in one network; no task's name holds a slash
 
 

@@ -15,6 +15,9 @@ from nnunetv2.network_architecture.classification_heads import class_probabiliti
 from nnunetv2.network_architecture.predicted_evidence import PredictedEvidence
 from nnunetv2.utilities.label_handling.classification_labels import CaseLabels, ClassificationTask
 
+# Drawn as curves; the validation at the end of the training has all scores.
+CURVES = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "macro_average_precision", "quadratic_kappa")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClassRecord:
@@ -117,7 +120,8 @@ class EpochClassScores:
         table = self.case_probabilities(records)
         summary = classification_summary(self.tasks, table, self.case_labels)
         by_task = {
-            name: {score: _number(value) for score, value in entry["scores"].items()} for name, entry in summary["tasks"].items()
+            name: {score: _number(value) for score, value in entry["scores"].items() if score in CURVES}
+            for name, entry in summary["tasks"].items()
         }
         return EpochScores(
             by_task=by_task,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -236,6 +236,19 @@ class CaseLabels:
             raise ValueError(f"Case labels of {folder}:\n" + "\n".join(problems))
         return cls(tasks, rows)
 
+    @classmethod
+    def read_csv(cls, path: str | Path, tasks: Mapping[str, ClassificationTask]) -> CaseLabels:
+        """The labels in a table of the form of ``labels.csv``, wherever it lies.
+
+        Raises:
+            FileNotFoundError: If it does not exist.
+            ValueError: With every problem of the table.
+        """
+        rows, problems = _parse_rows(_rows_of_table(Path(path), tasks), tasks)
+        if problems:
+            raise ValueError(f"Case labels in {path}:\n" + "\n".join(problems))
+        return cls(dict(tasks), rows)
+
     def write_csv(self, path: str | Path) -> None:
         """Write the normalised table: class names, cases sorted."""
         rows = [[i, *(task.format_target(self.target(i, name)) for name, task in self.tasks.items())] for i in sorted(self.rows)]
@@ -256,8 +269,16 @@ def load_case_groups(folder: str | Path, dataset_json: Mapping[str, Any]) -> dic
     if declared is None and not dataset_json.get("classification"):
         return None
     path = _table_path(folder, declared, GROUPS_FILE)
-    if path is None:
-        return None
+    return None if path is None else read_groups_csv(path)
+
+
+def read_groups_csv(path: str | Path) -> dict[str, str]:
+    """Group (patient) of each case from a table of the form of ``groups.csv``.
+
+    Raises:
+        ValueError, FileNotFoundError: Naming the file.
+    """
+    path = Path(path)
     (_, header), *rows = _read_table(path) or [(1, [])]
     if len(header) < 2 or header[0].strip() != "identifier":
         raise ValueError(
@@ -381,13 +402,18 @@ def _label_rows(folder: Path, dataset_json: Mapping[str, Any]) -> tuple[str, lis
             f"dataset.json declares `classification`, but {folder / LABELS_FILE} does not exist. Write it with the columns "
             f"identifier,{','.join(dataset_json['classification'])}, or name another file in `case_labels`."
         )
+    return _rows_of_table(path, dataset_json["classification"])
+
+
+def _rows_of_table(path: Path, task_names: Collection[str]) -> tuple[str, list[str], list[tuple[str, str, dict[str, str]]]]:
+    """What :func:`_label_rows` returns, of one file."""
     table = _read_table(path)
     header = [column.strip() for column in table[0][1]] if table else []
     if not header or header[0] != "identifier":
         raise ValueError(
             f"{path}: the header is {','.join(header)!r}, expected it to begin with identifier, with commas between the columns."
         )
-    repeated = [column for column, count in Counter(header).items() if count > 1 and column in dataset_json["classification"]]
+    repeated = [column for column, count in Counter(header).items() if count > 1 and column in task_names]
     if repeated:
         raise ValueError(f"{path}: the header has more than one column {', '.join(repeated)}. Leave one of each.")
     rows = []

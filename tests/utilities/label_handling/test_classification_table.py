@@ -3,14 +3,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nnunetv2.inference.classification_table import (
+from nnunetv2.utilities.label_handling.classification_labels import ClassificationTask
+from nnunetv2.utilities.label_handling.classification_table import (
     join_parts,
     part_file,
     read_classification_csv,
     read_classification_rows,
     write_classification_csv,
 )
-from nnunetv2.utilities.label_handling.classification_labels import ClassificationTask
 
 TASKS = {
     "subtype": ClassificationTask(name="subtype", classes=("a", "b")),
@@ -58,12 +58,48 @@ def test_a_table_of_another_model_is_refused(tmp_path) -> None:
         read_classification_csv(file, TASKS)
 
 
+@pytest.mark.parametrize("cell", ["", "high", "nan", "-0.1", "3.2"])
+def test_what_is_no_probability_is_refused(tmp_path, cell) -> None:
+    file = tmp_path / "classification.csv"
+    write_classification_csv(file, TASKS, {"case": row(0.5, 0, 0.125)})
+    file.write_text(file.read_text().replace("0.125", cell))
+    with pytest.raises(ValueError, match="line 2: case case has a probability that is no number from 0 to 1"):
+        read_classification_csv(file, TASKS)
+
+
 def test_a_case_twice_is_refused(tmp_path) -> None:
     file = tmp_path / "classification.csv"
     write_classification_csv(file, TASKS, {"case": row(0.5, 0, 0)})
     file.write_text(file.read_text() + file.read_text().splitlines()[1] + "\n")
     with pytest.raises(ValueError, match="case stands there twice"):
         read_classification_csv(file, TASKS)
+
+
+def test_raw_probabilities_stand_behind_calibrated_ones(tmp_path) -> None:
+    file = tmp_path / "classification.csv"
+    raw = {"good": row(0.9, 0.75, 0.25)}
+    write_classification_csv(file, TASKS, {"good": row(0.75, 0.625, 0.375), "bad": "broken"}, raw)
+    header, bad, good = file.read_text().splitlines()
+    assert header.endswith(
+        "findings_probability_y,subtype_raw_probability_a,subtype_raw_probability_b,"
+        "findings_raw_probability_x,findings_raw_probability_y,error"
+    )
+    assert bad == "bad" + "," * 11 + "broken"
+    assert good.startswith("good,a,0.75,0.25,x,0.625,0.375,0.9,")
+    assert read_classification_csv(file, TASKS)["good"]["findings"].tolist() == [0.625, 0.375]
+    assert read_classification_csv(file, TASKS, raw=True)["good"]["findings"].tolist() == [0.75, 0.25]
+    plain = tmp_path / "plain.csv"
+    write_classification_csv(plain, TASKS, raw)
+    assert read_classification_csv(plain, TASKS, raw=True)["good"]["findings"].tolist() == [0.75, 0.25]
+
+
+def test_parts_keep_raw_probabilities(tmp_path) -> None:
+    file = tmp_path / "classification.csv"
+    for part, name in enumerate("ab"):
+        write_classification_csv(part_file(file, part), TASKS, {name: row(0.75, 1, 0)}, {name: row(0.9, 1, 0)})
+    assert join_parts(file, TASKS, 2)
+    assert read_classification_csv(file, TASKS, raw=True)["b"]["subtype"][0] == 0.9
+    assert read_classification_csv(file, TASKS)["b"]["subtype"][0] == 0.75
 
 
 def test_parts_are_joined_when_the_last_is_there(tmp_path) -> None:

@@ -1,4 +1,8 @@
-"""``classification.csv``: the classes and probabilities of all predicted cases, one row per case."""
+"""``classification.csv``: the classes and probabilities of all predicted cases, one row per case.
+
+Where a calibration was applied, the columns ``<task>_probability_<class>`` hold calibrated probabilities, and the raw ones stand in
+further columns ``<task>_raw_probability_<class>`` at the end.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from nnunetv2.utilities.label_handling.classification_labels import Classificati
 
 CLASSIFICATION_FILE = "classification.csv"
 IDENTIFIER, ERROR = "identifier", "error"
+ROUNDING = 1e-6  # how far a probability may lie outside 0 to 1
 
 CaseProbabilities = Mapping[str, np.ndarray]  # by task name, (K,)
 
@@ -31,8 +36,16 @@ def columns(tasks: Mapping[str, ClassificationTask]) -> list[str]:
     return names
 
 
+def raw_columns(tasks: Mapping[str, ClassificationTask]) -> list[str]:
+    """The columns of raw probabilities beside calibrated ones."""
+    return [f"{name}_raw_probability_{label}" for name, task in tasks.items() for label in task.classes]
+
+
 def write_classification_csv(
-    path: str | Path, tasks: Mapping[str, ClassificationTask], rows: Mapping[str, CaseProbabilities | str]
+    path: str | Path,
+    tasks: Mapping[str, ClassificationTask],
+    rows: Mapping[str, CaseProbabilities | str],
+    raw: Mapping[str, CaseProbabilities] | None = None,
 ) -> None:
     """Write the table, cases in sorted order.
 
@@ -41,8 +54,9 @@ def write_classification_csv(
         tasks: The tasks in the order of the columns.
         rows: By identifier the probabilities of every task, or the text of the error for a case that failed. A failed case has empty
             cells and its error in a last column, which only a table with failed cases has.
+        raw: The probabilities before calibration, by identifier and task; None: ``rows`` are not calibrated.
     """
-    header = columns(tasks)
+    header = columns(tasks) + ([] if raw is None else raw_columns(tasks))
     failed = any(isinstance(row, str) for row in rows.values())
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -53,6 +67,7 @@ def write_classification_csv(
                 writer.writerow([identifier, *[""] * (len(header) - 1), " ".join(row.split()) or "failed"])
             else:
                 cells = [cell for name, task in tasks.items() for cell in _cells(task, row[name])]
+                cells += [] if raw is None else [repr(float(p)) for name in tasks for p in raw[identifier][name]]
                 writer.writerow([identifier, *cells, *([""] if failed else [])])
 
 
@@ -61,18 +76,34 @@ def _cells(task: ClassificationTask, probabilities: np.ndarray) -> list[str]:
     return [task.format_target(predicted_target(task, probabilities)), *(repr(float(p)) for p in probabilities)]
 
 
-def read_classification_csv(path: str | Path, tasks: Mapping[str, ClassificationTask]) -> dict[str, dict[str, np.ndarray]]:
+def read_classification_csv(
+    path: str | Path, tasks: Mapping[str, ClassificationTask], *, raw: bool = False
+) -> dict[str, dict[str, np.ndarray]]:
     """Probabilities ``(K,)`` by identifier and task; cases that failed are left out.
+
+    Args:
+        path: The table.
+        tasks: Its tasks.
+        raw: The probabilities before calibration, in a table that has them.
 
     Raises:
         ValueError: If columns are missing, a case stands there twice or a cell is no number; names the file and the line.
     """
-    return {name: row for name, row in read_classification_rows(path, tasks).items() if not isinstance(row, str)}
+    return {name: row for name, row in read_classification_rows(path, tasks, raw=raw).items() if not isinstance(row, str)}
 
 
-def read_classification_rows(path: str | Path, tasks: Mapping[str, ClassificationTask]) -> dict[str, dict[str, np.ndarray] | str]:
+def has_raw_columns(path: str | Path, tasks: Mapping[str, ClassificationTask]) -> bool:
+    """Whether a table holds probabilities before calibration as well."""
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        return set(raw_columns(tasks)) <= set(csv.DictReader(file).fieldnames or [])
+
+
+def read_classification_rows(
+    path: str | Path, tasks: Mapping[str, ClassificationTask], *, raw: bool = False
+) -> dict[str, dict[str, np.ndarray] | str]:
     """Like :func:`read_classification_csv`, with the error text of cases that failed."""
     rows: dict[str, dict[str, np.ndarray] | str] = {}
+    kind = "raw_probability" if raw and has_raw_columns(path, tasks) else "probability"
     with open(path, encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         missing = [name for name in columns(tasks) if name not in (reader.fieldnames or [])]
@@ -83,12 +114,20 @@ def read_classification_rows(path: str | Path, tasks: Mapping[str, Classificatio
             if identifier in rows:
                 raise ValueError(f"{path}, line {reader.line_num}: the case {identifier} stands there twice.")
             try:
-                rows[identifier] = row.get(ERROR) or {
-                    name: np.array([float(row[f"{name}_probability_{label}"]) for label in task.classes]) for name, task in tasks.items()
-                }
+                rows[identifier] = row.get(ERROR) or {name: _probabilities(task, row, kind) for name, task in tasks.items()}
             except (ValueError, TypeError) as error:
-                raise ValueError(f"{path}, line {reader.line_num}: case {identifier} has a probability that is no number.") from error
+                raise ValueError(
+                    f"{path}, line {reader.line_num}: case {identifier} has a probability that is no number from 0 to 1."
+                ) from error
     return rows
+
+
+def _probabilities(task: ClassificationTask, row: Mapping[str, str], kind: str) -> np.ndarray:
+    """Those of one task, ``(K,)``."""
+    values = np.array([float(row[f"{task.name}_{kind}_{label}"]) for label in task.classes])
+    if not ((values >= -ROUNDING) & (values <= 1 + ROUNDING)).all():
+        raise ValueError
+    return values
 
 
 def join_parts(file: Path, tasks: Mapping[str, ClassificationTask], num_parts: int) -> bool:
@@ -103,7 +142,9 @@ def join_parts(file: Path, tasks: Mapping[str, ClassificationTask], num_parts: i
     if not all(part.is_file() for part in parts):
         return False
     rows: dict[str, dict[str, np.ndarray] | str] = {}
+    raw: dict[str, dict[str, np.ndarray]] = {}
     for part in parts:
         rows.update(read_classification_rows(part, tasks))
-    write_classification_csv(file, tasks, rows)
+        raw.update(read_classification_csv(part, tasks, raw=True))
+    write_classification_csv(file, tasks, rows, raw if any(has_raw_columns(part, tasks) for part in parts) else None)
     return True
