@@ -9,7 +9,7 @@ from tiny_models import write_images, write_model
 
 from nnunetv2.cli import predict
 from nnunetv2.cli.predict import predict_entry, predict_modelfolder_entry
-from nnunetv2.inference import case_classification, predict_from_raw_data
+from nnunetv2.inference import case_classification, trained_model
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_a_wrong_folder_is_reported_without_importing_torch(tmp_path) -> None:
 
 def test_choices_are_those_of_the_predictor() -> None:
     assert predict.AGGREGATIONS == case_classification.AGGREGATIONS
-    assert predict.HEADS == predict_from_raw_data.HEADS
+    assert predict.HEAD_SETS == trained_model.HEAD_SETS
 
 
 def test_predict_finds_the_model_of_a_dataset(models, folders, monkeypatch) -> None:

@@ -22,7 +22,7 @@ from nnunetv2.scheduling import CaseErrors
 from nnunetv2.utilities.checkpoint_io import CheckpointError
 from nnunetv2.utilities.file_io import load_properties
 from nnunetv2.utilities.label_handling.class_calibration import ClassCalibration, TaskCalibration
-from nnunetv2.utilities.label_handling.classification_table import part_file, read_classification_csv
+from nnunetv2.utilities.label_handling.classification_table import part_file, read_classification_csv, write_classification_csv
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 CPU = torch.device("cpu")
