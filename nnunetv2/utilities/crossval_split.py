@@ -74,7 +74,7 @@ def generate_stratified_split(
     try:
         with catch_warnings():
             simplefilter("ignore", UserWarning)  # of strata with few members; the classes that suffer are named below
-            folds = list(StratifiedGroupKFold(n_splits, shuffle=True, random_state=seed).split(cases, strata, group_of))
+            folds = list(StratifiedGroupKFold(n_splits).split(cases, strata, _shuffled_numbers(group_of, seed)))
         if any(len(validation) == 0 or len(training) == 0 for training, validation in folds):
             raise ValueError("a fold is empty")
     except ValueError as error:
@@ -105,6 +105,19 @@ def _merged_strata(cases: np.ndarray, case_labels: CaseLabels, group_of: np.ndar
         groups_by_stratum.setdefault(name, set()).add(group)
     merged = ["(rare)" if len(groups_by_stratum[name]) < n_splits else name for name in names]
     return np.unique(merged, return_inverse=True)[1]
+
+
+def _shuffled_numbers(group_of: np.ndarray, seed: int) -> np.ndarray:
+    """Number of each case's group in a shuffled order of the groups.
+
+    ``StratifiedGroupKFold(shuffle=True)`` of scikit-learn up to 1.7 mixes up which group holds which classes, so that its folds
+    are not stratified. With groups numbered in this order every release gives, without shuffling, the folds that later ones
+    give with it.
+    """
+    groups, group_index = np.unique(group_of, return_inverse=True)
+    order = np.arange(len(groups))
+    np.random.RandomState(seed).shuffle(order)
+    return np.argsort(order)[group_index]
 
 
 def _absent_classes(splits: Sequence[Split], case_labels: CaseLabels) -> list[str]:
