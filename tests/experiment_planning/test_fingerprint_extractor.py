@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from nnunetv2.experiment_planning.dataset_fingerprint import intensity_statistics
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 from nnunetv2.experiment_planning.dataset_fingerprint.intensity_statistics import (
     PIECE,
@@ -94,6 +95,16 @@ def test_sums_far_longer_than_a_piece_equal_those_of_numpy() -> None:
     lazy = [ForegroundSamples(voxels[i::2], np.random.RandomState(i).get_state(), 8_500_001 + i) for i in range(2)]  # together more than float32 counts exactly
     properties = intensity_properties([*lazy, voxels[:1000]])
     assert properties == plain_properties([np.asarray(lazy[0]), np.asarray(lazy[1]), voxels[:1000]])
+
+
+def test_before_numpy_2_3_buffers_are_summed_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intensity_statistics, "sums_whole_arrays", lambda: False)
+    values = np.random.RandomState(0).lognormal(5, 2, size=2 * PIECE + 9000).astype(np.float32)
+    expected = np.float32(0)
+    for start in range(0, len(values), 8192):
+        expected += np.add.reduce(values[start : start + 8192])
+    pieces = iter(np.split(values, [PIECE, 2 * PIECE]))
+    assert intensity_statistics.streamed_sum(lambda count: next(pieces), len(values), lambda piece: piece) == expected
 
 
 def test_the_file_holds_shapes_after_cropping_and_sorted_keys(write_raw_dataset, folders) -> None:
