@@ -168,8 +168,10 @@ def _run_in_pool(
             )
             suspects += in_flight
     for index in suspects:
-        alone = deque([index])
-        if (yield from _drain(function, tasks, alone, 1)):
+        alone, died = deque([index]), []
+        while alone and not died:
+            died = yield from _drain(function, tasks, alone, 1)
+        if died:
             yield (
                 index,
                 _Outcome(
@@ -186,7 +188,7 @@ def _drain(
 ) -> Generator[tuple[int, _Outcome], None, list[int]]:
     """Work off ``waiting`` in one pool. Returns the tasks that were in flight when a worker died, normally none.
 
-    No more tasks are handed out than there are workers, so that "in flight" means "in work".
+    Tasks are left in ``waiting`` where the pool broke before they were handed out. No more tasks are handed out than there are workers, so that "in flight" means "in work".
     """
     executor = ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn"))
     in_flight: dict[Future, int] = {}
@@ -200,6 +202,8 @@ def _drain(
                 except BrokenProcessPool:
                     waiting.appendleft(index)
                     break
+            if not in_flight:
+                return []  # an idle worker died: nothing is lost, but the pool takes no more tasks
             done, _ = wait(in_flight, return_when=FIRST_COMPLETED)
             died = []
             for future in done:

@@ -6,9 +6,12 @@ import os
 import signal
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
+from nnunetv2 import scheduling
 from nnunetv2.scheduling import CaseErrors, CaseFailure, WorkerDied, run_per_case
 
 
@@ -85,6 +88,22 @@ def test_a_killed_worker_costs_only_its_own_case(capsys: pytest.CaptureFixture[s
     assert [results[0], *results[2:]] == [0, 4, 6, 8]
     assert isinstance(results[1].error, WorkerDied) and "memory" in str(results[1].error)
     assert "case_b" in capsys.readouterr().out
+
+
+def test_a_pool_that_breaks_while_idle_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    class BreaksAfterEveryTask(ProcessPoolExecutor):
+        """As if the system killed an idle worker."""
+
+        submitted = 0
+
+        def submit(self, *args, **kwargs):
+            self.submitted += 1
+            if self.submitted > 2:  # the first asks whether workers start
+                raise BrokenProcessPool("a worker was killed")
+            return super().submit(*args, **kwargs)
+
+    monkeypatch.setattr(scheduling, "ProcessPoolExecutor", BreaksAfterEveryTask)
+    assert run_per_case(double, [(0,), (1,)], identifiers="ab", num_processes=2, show_progress=False) == [0, 2]
 
 
 def test_identifiers_must_match_the_tasks() -> None:
