@@ -139,8 +139,32 @@ def check_cases(image_files: Sequence[str], label_file: str, expected_num_channe
     return not report.errors
 
 
-def dataset_json_problems(dataset_json: Any) -> list[str]:
-    """What is wrong with the content of dataset.json, apart from its classification entry."""
+def load_raw_dataset_json(folder: str) -> dict[str, Any]:
+    """dataset.json of a raw dataset, fit to be planned with.
+
+    Gaps between the labels of regions are accepted, which train all the same; the full check names them.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: With everything that is wrong.
+    """
+    path = os.path.join(folder, DATASET_JSON)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path} does not exist. Every raw dataset needs a dataset.json that describes it.")
+    dataset_json = load_json(path)
+    problems = dataset_json_problems(dataset_json, gaps_between_regions=True)
+    if problems:
+        raise ValueError(f"{path} cannot be used:\n" + "\n".join(f"- {problem}" for problem in problems))
+    return dataset_json
+
+
+def dataset_json_problems(dataset_json: Any, *, gaps_between_regions: bool = False) -> list[str]:
+    """What is wrong with the content of dataset.json, apart from its classification entry.
+
+    Args:
+        dataset_json: The content.
+        gaps_between_regions: Accept label values that are not consecutive where labels are regions.
+    """
     if not isinstance(dataset_json, Mapping):
         return ["must hold one JSON object with the keys " + ", ".join(REQUIRED_KEYS)]
     problems = []
@@ -157,7 +181,7 @@ def dataset_json_problems(dataset_json: Any) -> list[str]:
     if channel_names is not None and (not isinstance(channel_names, Mapping) or not channel_names):
         problems.append(f'\'channel_names\' is {channel_names!r}; expected an object such as {{"0": "CT"}}')
     if "labels" in dataset_json:
-        problems += _label_problems(dataset_json)
+        problems += _label_problems(dataset_json, gaps_between_regions)
     return problems
 
 
@@ -346,7 +370,7 @@ def _messages_of_readers(report: CaseReport) -> Iterator[None]:
     report.warnings += [message for message in dict.fromkeys(messages) if message]
 
 
-def _label_problems(dataset_json: Mapping[str, Any]) -> list[str]:
+def _label_problems(dataset_json: Mapping[str, Any], gaps_between_regions: bool) -> list[str]:
     """What is wrong with ``labels`` and ``regions_class_order``."""
     labels = dataset_json["labels"]
     if not isinstance(labels, Mapping):
@@ -360,6 +384,8 @@ def _label_problems(dataset_json: Mapping[str, Any]) -> list[str]:
     except (RuntimeError, AssertionError, ValueError, TypeError) as error:
         problems.append(f"'labels': {error}")
     declared = declared_labels(labels)
+    if gaps_between_regions and any(len(_entries(value)) > 1 for value in labels.values()):
+        return problems
     if declared != list(range(declared[0], declared[0] + len(declared))):
         problems.append(f"the values in 'labels' must be consecutive, including the ignore label; found {_listed(declared)}")
     return problems

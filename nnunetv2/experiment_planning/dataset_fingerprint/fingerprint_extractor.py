@@ -14,6 +14,7 @@ from nnunetv2.experiment_planning.dataset_fingerprint.intensity_statistics impor
     draw_foreground_samples,
     intensity_properties,
 )
+from nnunetv2.experiment_planning.verify_dataset_integrity import load_raw_dataset_json
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.label_values import check_finite, whole_label_values
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
@@ -40,7 +41,7 @@ class DatasetFingerprintExtractor:
 
     Raises:
         FileNotFoundError: If the dataset or its dataset.json is missing.
-        ValueError: If it has no training cases.
+        ValueError: If dataset.json cannot be used, or there are no training cases.
     """
 
     show_progress_bar: bool = True
@@ -50,10 +51,7 @@ class DatasetFingerprintExtractor:
         self.verbose = verbose
         self.num_processes = num_processes
         self.input_folder = os.path.join(nnUNet_raw, self.dataset_name)
-        dataset_json_file = os.path.join(self.input_folder, "dataset.json")
-        if not os.path.isfile(dataset_json_file):
-            raise FileNotFoundError(f"{dataset_json_file} does not exist. Every raw dataset needs a dataset.json that describes it.")
-        self.dataset_json = load_json(dataset_json_file)
+        self.dataset_json = load_raw_dataset_json(self.input_folder)
         self.dataset = get_filenames_of_train_images_and_targets(self.input_folder, self.dataset_json)
         if not self.dataset:
             raise ValueError(

@@ -26,6 +26,7 @@ from nnunetv2.experiment_planning.experiment_planners.target_spacing import (
     fullres_target_spacing,
     median_resampled_shape,
 )
+from nnunetv2.experiment_planning.verify_dataset_integrity import load_raw_dataset_json
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
@@ -60,7 +61,7 @@ class ExperimentPlanner:
 
     Raises:
         FileNotFoundError: If the dataset, its dataset.json or its fingerprint is missing.
-        ValueError: If the target spacing is not three positive numbers.
+        ValueError: If dataset.json cannot be used, or the target spacing is not three positive numbers.
     """
 
     UNet_base_num_features: int = 32
@@ -95,7 +96,7 @@ class ExperimentPlanner:
         self.dataset_name = maybe_convert_to_dataset_name(dataset_name_or_id)
         self.raw_dataset_folder = os.path.join(nnUNet_raw, self.dataset_name)
         self.preprocessed_dataset_folder = os.path.join(nnUNet_preprocessed, self.dataset_name)
-        self.dataset_json = load_dataset_json(self.raw_dataset_folder)
+        self.dataset_json = load_raw_dataset_json(self.raw_dataset_folder)
         self.dataset = get_filenames_of_train_images_and_targets(self.raw_dataset_folder, self.dataset_json)
         self.dataset_fingerprint = load_fingerprint(self.preprocessed_dataset_folder)
 
@@ -417,14 +418,6 @@ class ExperimentPlanner:
             os.path.join(self.raw_dataset_folder, "dataset.json"), os.path.join(self.preprocessed_dataset_folder, "dataset.json")
         )
         copy_label_tables(self.raw_dataset_folder, self.preprocessed_dataset_folder, self.dataset_json, list(self.dataset))
-
-
-def load_dataset_json(raw_dataset_folder: str) -> dict[str, Any]:
-    """dataset.json of a raw dataset."""
-    path = os.path.join(raw_dataset_folder, "dataset.json")
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path} does not exist. Every raw dataset needs a dataset.json that describes it.")
-    return load_json(path)
 
 
 def load_fingerprint(preprocessed_dataset_folder: str) -> dict[str, Any]:
