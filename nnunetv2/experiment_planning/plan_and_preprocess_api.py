@@ -186,7 +186,6 @@ def preprocess_dataset(
         )
     plans_manager = PlansManager(plans_file)
     dataset_json = load_json(os.path.join(preprocessed_folder, "dataset.json"))
-    check_plans_fit(plans_manager, dataset_name, dataset_json)
     dataset = get_filenames_of_train_images_and_targets(raw_folder, dataset_json)
 
     print(f"Preprocessing dataset {dataset_name}")
@@ -198,6 +197,7 @@ def preprocess_dataset(
         raise ValueError(
             f"{plans_file} has none of the configurations {list(processes)}, only {list(plans_manager.available_configurations)}."
         )
+    check_plans_fit(plans_manager, dataset_name, dataset_json, present)
     copy_label_tables(raw_folder, preprocessed_folder, dataset_json, list(dataset))
     for configuration in present:
         preprocess_configuration(
@@ -283,15 +283,17 @@ def processes_by_configuration(configurations: Sequence[str], num_processes: int
     return dict(zip(configurations, numbers, strict=True))
 
 
-def check_plans_fit(plans_manager: PlansManager, dataset_name: str, dataset_json: dict[str, Any]) -> None:
-    """Stop where plans were made for another dataset or for other channels."""
+def check_plans_fit(
+    plans_manager: PlansManager, dataset_name: str, dataset_json: dict[str, Any], configurations: Sequence[str]
+) -> None:
+    """Stop where plans were made for another dataset, or these configurations for other channels."""
     if plans_manager.dataset_name != dataset_name:
         raise ValueError(
             f"Plans {plans_manager.plans_name} in the folder of {dataset_name} were made for {plans_manager.dataset_name}. "
             "Transfer plans with nnUNetv2_move_plans_between_datasets, which adapts them."
         )
     n_channels = len(dataset_json.get("channel_names") or dataset_json["modality"])
-    for name in plans_manager.available_configurations:
+    for name in configurations:
         schemes = plans_manager.get_configuration(name).normalization_schemes
         if len(schemes) != n_channels:
             raise ValueError(

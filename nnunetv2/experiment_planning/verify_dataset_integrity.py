@@ -16,9 +16,8 @@ import numpy as np
 
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.label_values import RoundedLabelsWarning, check_finite, whole_label_values
-from nnunetv2.imageio.nifti_file import check_stored_values_are_finite, is_nifti
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
-from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from nnunetv2.imageio.simpleitk_reader_writer import check_values_that_itk_hides
 from nnunetv2.scheduling import CaseFailure, run_per_case
 from nnunetv2.utilities.file_io import load_json
 from nnunetv2.utilities.label_handling.classification_labels import CaseLabels, class_table, find_label_problems
@@ -247,7 +246,7 @@ def _check_image(reader: BaseReaderWriter, file: str, report: CaseReport) -> _Gr
         return None
     try:
         check_finite(image, os.path.basename(file))
-        _check_values_that_itk_hides(reader, file, "image")
+        check_values_that_itk_hides(reader, file, "image")
     except ValueError as error:
         report.errors.append(_without_case(error))
     return _grid(file, image, properties)
@@ -262,17 +261,12 @@ def _check_segmentation(reader: BaseReaderWriter, file: str, expected_labels: Se
     if len(seg) != 1:
         report.errors.append(f"the segmentation {os.path.basename(file)} has {len(seg)} channels; expected one that holds the label values")
     try:
-        _check_values_that_itk_hides(reader, file, "segmentation")
+        check_values_that_itk_hides(reader, file, "segmentation")
     except ValueError as error:
         report.errors.append(_without_case(error))
     else:
         _check_label_values(seg, file, expected_labels, report)
     return _grid(file, seg[:1], properties)
-
-
-def _check_values_that_itk_hides(reader: BaseReaderWriter, file: str, what: str) -> None:
-    if isinstance(reader, SimpleITKIO) and is_nifti(file):
-        check_stored_values_are_finite(file, what)
 
 
 def _check_label_values(seg: np.ndarray, file: str, expected_labels: Sequence[int] | None, report: CaseReport) -> None:

@@ -15,7 +15,7 @@ from nnunetv2.imageio.base_reader_writer import (
     stack_channels,
     warn_unless_same,
 )
-from nnunetv2.imageio.nifti_file import check_nifti_is_complete, is_nifti
+from nnunetv2.imageio.nifti_file import check_nifti_is_complete, check_stored_values_are_finite, is_nifti
 from nnunetv2.utilities.file_io import atomic_path
 
 # The missing axis of a 2D image gets a spacing this many times the largest one, so that it is recognised as such.
@@ -61,6 +61,15 @@ class SimpleITKIOWithReorient(SimpleITKIO):
         geometry = properties["sitk_stuff"]
         reoriented = _to_sitk(seg, output_fname, geometry)
         _write(sitk.DICOMOrient(reoriented, geometry["original_orientation"]), output_fname)
+
+
+def check_values_that_itk_hides(reader: BaseReaderWriter, fname: str, what: str) -> None:
+    """Raise ValueError if ITK would read NaN or infinite values of a file as zero.
+
+    The values are read once more, if they are stored as floating-point numbers: for checks that are made once.
+    """
+    if isinstance(reader, SimpleITKIO) and is_nifti(fname):
+        check_stored_values_are_finite(fname, what)
 
 
 def _load(fname: str) -> sitk.Image:

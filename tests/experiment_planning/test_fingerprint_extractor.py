@@ -173,6 +173,16 @@ def test_all_broken_cases_are_named_at_once(write_raw_dataset) -> None:
     assert "whole numbers" in next(line for line in message.splitlines() if "case_03" in line)
 
 
+@pytest.mark.parametrize(("value", "said"), [(np.nan, "1 NaN"), (np.inf, "1 infinite")])
+def test_voxels_that_are_not_finite_are_found_although_itk_reads_them_as_zero(write_raw_dataset, value: float, said: str) -> None:
+    images, segmentations = (list(arrays) for arrays in zip(*(case(seed, channels=2) for seed in range(2)), strict=True))
+    images[1][1, 0, 0, 0] = value
+    raw = write_raw_dataset(images, segmentations)
+    with pytest.raises(CaseErrors, match=f"case_01.*{said}") as error:
+        extract(raw)
+    assert "case_01_0001.nii.gz" in str(error.value) and "case_00" not in str(error.value)
+
+
 def test_labels_that_are_almost_whole_are_rounded(write_raw_dataset) -> None:
     image, segmentation = case(0)
     raw = write_raw_dataset([image], [segmentation * np.float32(1.0000153) + np.float32(0.0001) * (segmentation == 0)])

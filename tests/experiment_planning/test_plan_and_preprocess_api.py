@@ -109,6 +109,19 @@ def test_plans_must_be_those_of_the_dataset(planned: Path) -> None:
         preprocess_dataset(7, num_processes=1)
 
 
+def test_only_the_configurations_asked_for_must_fit_the_channels(planned: Path) -> None:
+    plans = json.loads((planned / "nnUNetPlans.json").read_text())
+    # as planning again after a change of the channels keeps it
+    plans["configurations"]["of_old"] = plans["configurations"]["2d"] | {
+        "normalization_schemes": ["NoNormalization"] * 2,
+        "use_mask_for_norm": [False] * 2,
+    }
+    change_json(planned / "nnUNetPlans.json", **plans)
+    preprocess_dataset(7, configurations=["2d"], num_processes=1, show_progress_bar=False)
+    with pytest.raises(ValueError, match="normalise 2 channels in configuration of_old"):
+        preprocess_dataset(7, configurations=["of_old"], num_processes=1, show_progress_bar=False)
+
+
 def test_processes_are_given_once_or_for_each_configuration(planned: Path) -> None:
     assert default_processes(["2d", "3d_fullres", "3d_lowres", "mine"]) == [8, 4, 8, 4]
     with pytest.raises(ValueError, match="2 numbers of processes"):

@@ -137,7 +137,8 @@ class TestArrays:
     def test_large_labels_get_int16(self) -> None:
         data, seg = image_and_seg()
         seg[seg == 2] = 200
-        assert run_on_arrays(data, seg, [1.0, 1.0, 1.0])[1].dtype == np.int16
+        labels = DATASET_JSON | {"labels": {"background": 0, "a": 1, "b": 200}}
+        assert run_on_arrays(data, seg, [1.0, 1.0, 1.0], dataset_json=labels)[1].dtype == np.int16
 
     def test_a_subclass_changes_the_segmentation(self) -> None:
         class OneLabel(DefaultPreprocessor):
@@ -202,6 +203,26 @@ class TestClassLocations:
         _, _, properties = run_on_arrays(data, seg, [1.0, 1.0, 1.0], dataset_json=dataset_json)
         assert list(properties["class_locations"]) == [1, 2, (-1, 0, 1, 2)]
         assert len(properties["class_locations"][(-1, 0, 1, 2)]) == (seg != 3).sum()
+
+
+def test_labels_above_the_declared_ones_are_an_error() -> None:
+    data, seg = image_and_seg()
+    seg[0, 4, 5, 5], seg[0, 4, 5, 6] = 5, 3
+    with pytest.raises(ValueError, match="holds 3, 5, but dataset.json declares the labels 0, 1, 2"):
+        run_on_arrays(data, seg, [1.0, 1.0, 1.0])
+    seg[seg == 5] = 3
+    with_ignore = DATASET_JSON | {"labels": {**DATASET_JSON["labels"], "ignore": 3}}
+    assert run_on_arrays(data, seg, [1.0, 1.0, 1.0], dataset_json=with_ignore)[1].max() == 3
+
+
+def test_a_preprocessor_of_ones_own_may_replace_labels_that_are_not_declared() -> None:
+    class MergesLabels(DefaultPreprocessor):
+        def modify_seg_fn(self, seg, plans_manager, dataset_json, configuration_manager):
+            return np.minimum(seg, 2)
+
+    data, seg = image_and_seg()
+    seg[0, 4, 5, 5] = 7
+    assert run_on_arrays(data, seg, [1.0, 1.0, 1.0], preprocessor=MergesLabels(verbose=False))[1].max() == 2
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from nnunetv2.experiment_planning.verify_dataset_integrity import load_raw_datas
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.label_values import check_finite, whole_label_values
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from nnunetv2.imageio.simpleitk_reader_writer import check_values_that_itk_hides
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from nnunetv2.scheduling import run_per_case
@@ -102,10 +103,12 @@ class DatasetFingerprintExtractor:
                 "on the same voxel grid; --verify_dataset_integrity lists every affected case."
             )
         check_finite(images, case)
+        for file in image_files:
+            check_values_that_itk_hides(reader, file, "image")
+        check_values_that_itk_hides(reader, segmentation_file, "segmentation")
         segmentation = whole_label_values(segmentation, case)
 
         cropped, cropped_segmentation, _ = crop_to_nonzero(images, segmentation)
-        check_case_arrays(cropped, cropped_segmentation)
         samples = draw_foreground_samples(cropped_segmentation, cropped, SAMPLING_SEED, num_samples)
         statistics = foreground_statistics(cropped_segmentation, cropped)
         relative_size = np.prod(cropped.shape[1:]) / np.prod(images.shape[1:])

@@ -19,6 +19,7 @@ from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_datas
 from nnunetv2.utilities.default_n_proc_DA import usable_cpus
 from nnunetv2.utilities.file_io import load_json, save_pickle
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
@@ -104,6 +105,7 @@ class DefaultPreprocessor:
                 wanted.append([-1, *label_manager.all_labels])
             properties["class_locations"] = self._sample_foreground_locations(seg, wanted, verbose=self.verbose)
             seg = self.modify_seg_fn(seg, plans_manager, dataset_json, configuration_manager)
+            _check_declared(seg, label_manager)
         return data, seg.astype(np.int16 if seg.max() > 127 else np.int8), properties
 
     def run_case(
@@ -286,6 +288,17 @@ def _as_stored_labels(seg: np.ndarray) -> np.ndarray:
             f"but only {STORED_LABELS.min} to {STORED_LABELS.max} can be stored. Renumber the labels from 0 upwards, in the files and in dataset.json."
         )
     return seg.astype(np.int16)
+
+
+def _check_declared(seg: np.ndarray, label_manager: LabelManager) -> None:
+    """Raise ValueError for a label above all declared ones, which no loss could place; gaps are found by the integrity check."""
+    declared = [*label_manager.all_labels, *([label_manager.ignore_label] if label_manager.has_ignore_label else [])]
+    if seg.size and seg.max() > max(declared):
+        unknown = [int(label) for label in np.unique(seg) if label > max(declared)]
+        raise ValueError(
+            f"The segmentation holds {', '.join(map(str, unknown))}, but dataset.json declares the labels {', '.join(map(str, declared))}. "
+            "Correct the file or 'labels' in dataset.json and plan again; --verify_dataset_integrity lists every affected case."
+        )
 
 
 def _voxels_by_label(seg: np.ndarray, labels: Sequence[int]) -> dict[int, np.ndarray]:
