@@ -26,7 +26,7 @@ class EnvironmentPath(os.PathLike):
         return (
             f"The environment variable {self.env_var_name} is not set. It names {self._purpose}. Set it, for example with "
             f"`export {self.env_var_name}=/path/to/{self.env_var_name}`, before running the command; "
-            "documentation/setting_up_paths.md shows how to do so for good."
+            "to keep it, add that line to the file that your shell reads at its start, such as ~/.bashrc."
         )
 
     def get(self) -> str | None:

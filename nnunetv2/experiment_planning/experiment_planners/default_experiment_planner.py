@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from nnunetv2.configuration import ANISO_THRESHOLD
-from nnunetv2.experiment_planning.experiment_planners.network_topology import Topology
+from nnunetv2.experiment_planning.experiment_planners.network_topology import SINGLE_AXIS_MIN_MULTIPLE, Topology
 from nnunetv2.experiment_planning.experiment_planners.patch_and_batch_size import (
     batch_size_for,
     largest_fitting_patch,
@@ -46,6 +46,10 @@ FINGERPRINT_KEYS = (
     "median_relative_size_after_cropping",
     "foreground_intensity_properties_per_channel",
 )
+
+
+class ImagesTooSmall(ValueError):
+    """No network of two stages or more fits the images of a configuration."""
 
 
 class ExperimentPlanner:
@@ -253,7 +257,8 @@ class ExperimentPlanner:
             _cache: Memory estimates by patch size and strides, filled here.
 
         Raises:
-            ValueError: If a spacing is not positive, the images are too small or no patch fits into the memory.
+            ImagesTooSmall: If the images have too few voxels for two stages.
+            ValueError: If a spacing is not positive or no patch fits into the memory.
         """
         if not all(s > 0 for s in spacing):
             raise ValueError(f"Dataset {self.dataset_name}: spacing {list(spacing)} has entries that are not positive.")
@@ -286,10 +291,11 @@ class ExperimentPlanner:
             lambda size: self.exceeds_memory(size, reference, reference_batch_size),
         )
         if topology.n_stages < 2:
-            raise ValueError(
+            smallest = self.UNet_featuremap_min_edge_length
+            raise ImagesTooSmall(
                 f"Dataset {self.dataset_name}: the median image has {median_shape.tolist()} voxels at spacing "
-                f"{[float(s) for s in spacing]}, too few for a U-Net, which needs {2 * self.UNet_featuremap_min_edge_length} or "
-                "more along at least two axes. Use images with a larger field of view, or a finer -overwrite_target_spacing."
+                f"{[float(s) for s in spacing]}, too few for a U-Net, which needs {2 * smallest} or more along two axes of similar "
+                f"spacing, or {SINGLE_AXIS_MIN_MULTIPLE * smallest} along one. Use images with a larger field of view, or a finer -overwrite_target_spacing."
             )
         batch_size = batch_size_for(
             size_estimate,
@@ -339,11 +345,16 @@ class ExperimentPlanner:
         n_voxels = float(np.prod(fullres_median, dtype=np.float64) * n_training)
 
         configurations: dict[str, dict[str, Any]] = {}
-        configurations["2d"] = self.get_plans_for_configuration(
-            fullres_spacing[1:], fullres_median[1:], self.generate_data_identifier("2d"), n_voxels, cache
-        )
-        configurations["2d"]["batch_dice"] = True
-        if fullres_median[0] != 1:
+        has_3d = fullres_median[0] != 1
+        try:
+            configurations["2d"] = self.get_plans_for_configuration(
+                fullres_spacing[1:], fullres_median[1:], self.generate_data_identifier("2d"), n_voxels, cache
+            ) | {"batch_dice": True}
+        except ImagesTooSmall as error:  # slices of a thin volume, which 3D networks can halve along its length
+            if not has_3d:
+                raise
+            print(f"WARNING: 2d is left out of the plans. {error}")
+        if has_3d:
             fullres = self.get_plans_for_configuration(
                 fullres_spacing, fullres_median, self.generate_data_identifier("3d_fullres"), n_voxels, cache
             )
@@ -460,16 +471,19 @@ def copy_user_splits(raw_dataset_folder: str, preprocessed_dataset_folder: str) 
     """splits_final.json from the raw to the preprocessed folder, where one exists.
 
     Raises:
-        ValueError: If the preprocessed folder already has folds that differ; further folds are fine.
+        ValueError: If the file is no list of folds, or the preprocessed folder already has folds that differ; further ones are fine.
     """
     source = os.path.join(raw_dataset_folder, "splits_final.json")
     target = os.path.join(preprocessed_dataset_folder, "splits_final.json")
     if not os.path.isfile(source):
         return
+    given = load_json(source)
+    if not isinstance(given, list) or not all(is_split(split) for split in given):
+        raise ValueError(f'{source} is no list of folds, each {{"train": [identifiers], "val": [identifiers]}}. Correct or remove it.')
     if not os.path.isfile(target):
         copy_file(source, target)
         return
-    given, present = load_json(source), load_json(target)
+    present = load_json(target)
     for fold, split in enumerate(given):
         same = fold < len(present) and all(set(split[part]) == set(present[fold][part]) for part in ("train", "val"))
         if not same:
@@ -477,3 +491,8 @@ def copy_user_splits(raw_dataset_folder: str, preprocessed_dataset_folder: str) 
                 f"Fold {fold} of {source} is not the one in {target}, which trained models may have used. "
                 "Delete the latter to use the given folds, or remove the former to keep the present ones."
             )
+
+
+def is_split(split: Any) -> bool:
+    """Whether this is a fold of splits_final.json."""
+    return isinstance(split, Mapping) and all(isinstance(split.get(part), list) for part in ("train", "val"))
