@@ -83,10 +83,8 @@ def run_training(
     trainer.use_run_options(_run_options(num_epochs, num_iterations_per_epoch))
     if seed is not None:
         trainer.seed = seed
-    if device.type == "cuda" and torch.__version__.startswith(SLOW_TORCH):
-        trainer.print_to_log_file(
-            f"WARNING: torch {torch.__version__} is known to train 3D networks slowly in mixed precision. Install another release, such as 2.8."
-        )
+    if warning := slow_torch_warning(device):
+        trainer.print_to_log_file(warning)
     if not (only_run_validation and val_with_best):
         maybe_load_checkpoint(trainer, continue_training, only_run_validation, pretrained_weights)
     if not only_run_validation:
@@ -96,6 +94,13 @@ def run_training(
         trainer.print_to_log_file(f"Validating {trainer.validated_checkpoint}; its results replace those of checkpoint_final.pth.")
         trainer.load_checkpoint(join(trainer.output_folder, trainer.validated_checkpoint))
     trainer.perform_actual_validation(export_validation_probabilities)
+
+
+def slow_torch_warning(device: torch.device) -> str:
+    """What to tell users of a torch release that is slow on this device; empty for others."""
+    if device.type != "cuda" or not torch.__version__.startswith(SLOW_TORCH):
+        return ""
+    return f"WARNING: torch {torch.__version__} is known to train 3D networks slowly in mixed precision. Install another release, such as 2.8."
 
 
 def get_trainer_from_args(

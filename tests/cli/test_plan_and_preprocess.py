@@ -108,6 +108,21 @@ def test_labels_of_regions_may_have_gaps(quick_fingerprint, nnunet_folders) -> N
     assert (quick_fingerprint / f"{PLANS}.json").is_file()
 
 
+def test_verbose_says_what_was_found_in_every_case(tiny, capsys) -> None:
+    extract_fingerprint_entry(["-d", "7", "-np", "1", "--verbose", "--no_pbar"])
+    assert "case_003: (20, 24, 22) voxels of [1.0, 1.0, 1.0] mm, cropped to 100.0 %" in capsys.readouterr().out
+    extract_fingerprint_entry(["-d", "7", "-np", "1", "--clean", "--no_pbar"])
+    assert "case_003" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["plan_and_preprocess", "extract_fingerprint", "plan_experiment", "preprocess"])
+def test_a_number_of_processes_that_is_no_number_is_one_line(command, tiny) -> None:
+    code = f"from nnunetv2.cli import plan_and_preprocess as cli; cli.{command}_entry(['-d', '7'])"
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "nnUNet_def_n_proc": "abc"}, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: The environment variable nnUNet_def_n_proc is 'abc'") and "Traceback" not in done.stderr
+
+
 def test_an_unknown_planner_is_one_line(quick_fingerprint, capsys) -> None:
     assert "NoPlanner" in message(capsys, plan_experiment_entry, "-d", "7", "-pl", "NoPlanner")
     # a name that exists but is no planner

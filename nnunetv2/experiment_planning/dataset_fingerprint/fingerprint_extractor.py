@@ -38,7 +38,7 @@ class DatasetFingerprintExtractor:
     Args:
         dataset_name_or_id: Dataset below nnUNet_raw.
         num_processes: Cases read at the same time.
-        verbose: Say more while working.
+        verbose: Print shape, spacing and cropping of every case.
 
     Raises:
         FileNotFoundError: If the dataset or its dataset.json is missing.
@@ -151,6 +151,10 @@ class DatasetFingerprintExtractor:
             description="fingerprint",
             show_progress=self.show_progress_bar,
         )
+        if self.verbose:
+            for identifier, (shape, spacing, *_, relative_size) in zip(self.dataset, results, strict=True):
+                sizes = f"{tuple(map(int, shape))} voxels of {[float(s) for s in spacing]} mm"
+                print(f"{identifier}: {sizes}, cropped to {100 * relative_size:.1f} %")
         channel_names = self.dataset_json.get("channel_names") or self.dataset_json["modality"]
         self.check_number_of_channels([len(r[2]) for r in results], len(channel_names))
 
