@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from nnunetv2.cli.arguments import run_command
+from nnunetv2.cli.arguments import fold, run_command
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -32,15 +32,6 @@ def build_parser() -> argparse.ArgumentParser:
         "--iterations_per_epoch", type=positive_number, default=None, help="training steps per epoch (default: that of the trainer, 250); a fifth as many validate"
     )
     return parser
-
-
-def fold(text: str) -> int | str:
-    """``all`` or a number, as argparse type."""
-    if text == "all":
-        return text
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no fold; expected 0 or a higher whole number, or 'all'")
-    return int(text)
 
 
 def positive_number(text: str) -> int:

@@ -646,7 +646,7 @@ class nnUNetPredictor:
             if isinstance(outcome, CaseFailure):
                 print(f"ERROR: case {outcome}", flush=True)
                 if table is not None:
-                    table.add(outcome.identifier, f"{type(outcome.error).__name__}: {outcome.error}")
+                    table.add(outcome.identifier, outcome.reason)
 
         executor = ThreadPoolExecutor(max(num_export, 1), thread_name_prefix="export")
         with executor:

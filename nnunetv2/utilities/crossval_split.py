@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 from warnings import catch_warnings, simplefilter
 
 import numpy as np
@@ -82,6 +83,18 @@ def generate_stratified_split(
         folds = list(GroupKFold(n_splits).split(cases, groups=group_of))
     splits = [_split(cases, training, validation) for training, validation in folds]
     return splits, warnings + _absent_classes(splits, case_labels)
+
+
+def check_splits(splits: Any, file: str) -> None:
+    """Raise ValueError unless the content of ``splits_final.json`` is a list of folds."""
+    parts = ("train", "val")
+    is_list = isinstance(splits, list) and len(splits) > 0
+    if is_list and all(isinstance(fold, Mapping) and all(isinstance(fold.get(part), list) for part in parts) for fold in splits):
+        return
+    raise ValueError(
+        f"{file} does not hold folds. Expected a list with one entry for each fold, "
+        '[{"train": ["case_001", ...], "val": ["case_002", ...]}, ...]. Correct it, or remove it so that it is made anew.'
+    )
 
 
 def split_beyond_file(keys: Sequence[str], fold: int, groups: Mapping[str, str] | None = None) -> tuple[list[str], list[str]]:

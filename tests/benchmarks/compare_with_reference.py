@@ -11,7 +11,6 @@ smaller. Only ratios mean anything beyond the machine they were taken on.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
 import statistics

@@ -121,7 +121,8 @@ def test_a_broken_case_is_reported_at_the_end(models, folders, capsys) -> None:
         (["--save_cls", "--cls_only", "--save_probabilities"], "needs the segmentations"),
         (["--save_cls", "--cls_only", "--cls_aggregation", "evidence"], "needs the segmentations"),
         (["-step_size", "0"], "larger than 0"),
-        (["-f", "first"], "number or all"),
+        (["-f", "first"], "is no fold"),
+        (["-f", "-1"], "0 or a higher whole number"),
         (["--sav_probabilities"], "unrecognized"),
     ],
 )

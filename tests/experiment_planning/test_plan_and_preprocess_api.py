@@ -93,14 +93,16 @@ def infer_folder_is_clean(folder: Path) -> bool:
     return {path.suffix for path in folder.iterdir()} == {".b2nd", ".pkl"}
 
 
-def test_an_interrupted_preprocessing_leaves_no_claim_about_its_settings(planned: Path, nnunet_folders) -> None:
+def test_a_failed_preprocessing_keeps_older_cases_but_says_that_it_is_not_complete(planned: Path, nnunet_folders) -> None:
     preprocess_dataset(7, configurations=["2d"], num_processes=1, show_progress_bar=False)
-    settings = planned / "nnUNetPlans_2d.settings.json"
-    assert settings.exists()
+    settings, folder = planned / "nnUNetPlans_2d.settings.json", planned / "nnUNetPlans_2d"
+    assert json.loads(settings.read_text())["complete"]
+    before = {path.name: path.read_bytes() for path in folder.glob("case_001*")}
     (nnunet_folders["raw"] / DATASET / "imagesTr" / "case_001_0000.nii.gz").write_bytes(b"broken")
     with pytest.raises(RuntimeError, match="case_001"):
         preprocess_dataset(7, configurations=["2d"], num_processes=1, show_progress_bar=False)
-    assert not settings.exists()
+    assert not json.loads(settings.read_text())["complete"]
+    assert {path.name: path.read_bytes() for path in folder.glob("case_001*")} == before and len(before) == 3
 
 
 def test_plans_must_be_those_of_the_dataset(planned: Path) -> None:

@@ -15,10 +15,10 @@ from nnunetv2.experiment_planning.dataset_fingerprint.intensity_statistics impor
     intensity_properties,
 )
 from nnunetv2.experiment_planning.verify_dataset_integrity import load_raw_dataset_json
-from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
-from nnunetv2.imageio.label_values import check_finite, whole_label_values
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter, check_values
+from nnunetv2.imageio.label_values import whole_label_values
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
-from nnunetv2.imageio.simpleitk_reader_writer import check_values_that_itk_hides
+from nnunetv2.imageio.voxel_grid import check_same_grid, voxel_grid
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from nnunetv2.scheduling import run_per_case
@@ -95,18 +95,12 @@ class DatasetFingerprintExtractor:
         """
         reader = reader_writer_class()
         images, properties = reader.read_images(image_files)
-        segmentation, _ = reader.read_seg(segmentation_file)
-        case = os.path.basename(segmentation_file)
-        if images.shape[1:] != segmentation.shape[1:]:
-            raise ValueError(
-                f"{case}: image and segmentation have different shapes, {images.shape[1:]} and {segmentation.shape[1:]}. Both must lie "
-                "on the same voxel grid; --verify_dataset_integrity lists every affected case."
-            )
-        check_finite(images, case)
-        for file in image_files:
-            check_values_that_itk_hides(reader, file, "image")
-        check_values_that_itk_hides(reader, segmentation_file, "segmentation")
-        segmentation = whole_label_values(segmentation, case)
+        segmentation, segmentation_properties = reader.read_seg(segmentation_file)
+        grid = voxel_grid(image_files[0], images, properties)
+        check_same_grid(grid, voxel_grid(segmentation_file, segmentation, segmentation_properties))
+        check_values(reader, images, image_files)
+        check_values(reader, segmentation, [segmentation_file], "segmentation")
+        segmentation = whole_label_values(segmentation, os.path.basename(segmentation_file))
 
         cropped, cropped_segmentation, _ = crop_to_nonzero(images, segmentation)
         samples = draw_foreground_samples(cropped_segmentation, cropped, SAMPLING_SEED, num_samples)

@@ -7,7 +7,6 @@ where a planner of one's own changes a decision.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -30,8 +29,9 @@ from nnunetv2.experiment_planning.verify_dataset_integrity import load_raw_datas
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
+from nnunetv2.utilities.crossval_split import check_splits
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
-from nnunetv2.utilities.file_io import atomic_path, load_json, save_json
+from nnunetv2.utilities.file_io import copy_file, load_json, save_json
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.label_handling.classification_labels import copy_label_tables
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
@@ -461,25 +461,18 @@ def function_name(function: Callable | str) -> str:
     return function if isinstance(function, str) else function.__name__
 
 
-def copy_file(source: str, target: str) -> None:
-    """Copy a file; the target is never seen half written."""
-    with atomic_path(target) as temporary:
-        shutil.copyfile(source, temporary)
-
-
 def copy_user_splits(raw_dataset_folder: str, preprocessed_dataset_folder: str) -> None:
     """splits_final.json from the raw to the preprocessed folder, where one exists.
 
     Raises:
-        ValueError: If the file is no list of folds, or the preprocessed folder already has folds that differ; further ones are fine.
+        ValueError: If the file holds no folds, or the preprocessed folder already has folds that differ; further folds are fine.
     """
     source = os.path.join(raw_dataset_folder, "splits_final.json")
     target = os.path.join(preprocessed_dataset_folder, "splits_final.json")
     if not os.path.isfile(source):
         return
     given = load_json(source)
-    if not isinstance(given, list) or not all(is_split(split) for split in given):
-        raise ValueError(f'{source} is no list of folds, each {{"train": [identifiers], "val": [identifiers]}}. Correct or remove it.')
+    check_splits(given, source)
     if not os.path.isfile(target):
         copy_file(source, target)
         return
@@ -491,8 +484,3 @@ def copy_user_splits(raw_dataset_folder: str, preprocessed_dataset_folder: str) 
                 f"Fold {fold} of {source} is not the one in {target}, which trained models may have used. "
                 "Delete the latter to use the given folds, or remove the former to keep the present ones."
             )
-
-
-def is_split(split: Any) -> bool:
-    """Whether this is a fold of splits_final.json."""
-    return isinstance(split, Mapping) and all(isinstance(split.get(part), list) for part in ("train", "val"))
