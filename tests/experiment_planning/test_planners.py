@@ -315,7 +315,7 @@ def test_thin_volumes_are_planned_in_3d_where_their_slices_are_too_small(write_p
 def test_splits_of_another_form_are_refused(write_planning_inputs: WriteInputs, folders, content) -> None:
     name = write_planning_inputs(**INPUTS["A"])
     (folders["nnUNet_raw"] / name / "splits_final.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="no list of folds"):
+    with pytest.raises(ValueError, match="does not hold folds"):
         ExperimentPlanner(name).plan_experiment()
     assert not (folders["nnUNet_preprocessed"] / name / "splits_final.json").exists()
     assert not (folders["nnUNet_preprocessed"] / name / "nnUNetPlans.json").exists()
