@@ -219,7 +219,8 @@ def _drain(
 ) -> Generator[tuple[int, _Outcome], None, list[int]]:
     """Work off ``waiting`` in one pool. Returns the tasks that were in flight when a worker died, normally none.
 
-    Tasks are left in ``waiting`` where the pool broke before they were handed out. No more tasks are handed out than there are workers, so that "in flight" means "in work".
+    Tasks are left in ``waiting`` where the pool broke before they were handed out.
+    No more tasks are handed out than there are workers, so that "in flight" means "in work".
     """
     executor = ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn"))
     in_flight: dict[Future, int] = {}

@@ -92,7 +92,10 @@ def slow_torch_warning(device: torch.device) -> str:
     """What to tell users of a torch release that is slow on this device; empty for others."""
     if device.type != "cuda" or not torch.__version__.startswith(SLOW_TORCH):
         return ""
-    return f"WARNING: torch {torch.__version__} is known to train 3D networks slowly in mixed precision. Install another release, such as 2.8."
+    return (
+        f"WARNING: torch {torch.__version__} is known to train 3D networks slowly in mixed precision. "
+        "Install another release, such as 2.8."
+    )
 
 
 def get_trainer_from_args(

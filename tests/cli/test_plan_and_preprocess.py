@@ -92,7 +92,7 @@ def test_a_missing_environment_variable_is_one_line(command, nnunet_folders, mon
     ],
 )
 @pytest.mark.parametrize("command", [extract_fingerprint_entry, plan_experiment_entry])
-def test_a_wrong_dataset_json_is_found_before_anything_is_computed(command, change, said, quick_fingerprint, nnunet_folders, capsys) -> None:
+def test_a_wrong_dataset_json_is_found_before_anything_is_computed(command, change, said, quick_fingerprint, nnunet_folders, capsys):
     path = nnunet_folders["raw"] / DATASET / "dataset.json"
     content = json.loads(path.read_text())
     content = {k: v for k, v in (content | change).items() if v is not None} if isinstance(change, dict) else change
@@ -118,7 +118,8 @@ def test_verbose_says_what_was_found_in_every_case(tiny, capsys) -> None:
 @pytest.mark.parametrize("command", ["plan_and_preprocess", "extract_fingerprint", "plan_experiment", "preprocess"])
 def test_a_number_of_processes_that_is_no_number_is_one_line(command, tiny) -> None:
     code = f"from nnunetv2.cli import plan_and_preprocess as cli; cli.{command}_entry(['-d', '7'])"
-    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "nnUNet_def_n_proc": "abc"}, capture_output=True, text=True)
+    environment = {**os.environ, "nnUNet_def_n_proc": "abc"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("Error: The environment variable nnUNet_def_n_proc is 'abc'") and "Traceback" not in done.stderr
 

@@ -30,7 +30,13 @@ def fold_folder(folders: Folders, dataset: str = "Dataset002_Plain", trainer: st
 
 @pytest.mark.parametrize(
     ("version", "device", "warns"),
-    [("2.9.0+cu128", "cuda", True), ("2.9.1", "cuda:0", True), ("2.9.0", "cpu", False), ("2.8.0", "cuda", False), ("2.10.0", "cuda", False)],
+    [
+        ("2.9.0+cu128", "cuda", True),
+        ("2.9.1", "cuda:0", True),
+        ("2.9.0", "cpu", False),
+        ("2.8.0", "cuda", False),
+        ("2.10.0", "cuda", False),
+    ],
 )
 def test_a_torch_release_known_to_be_slow_gives_a_warning(version: str, device: str, warns: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "__version__", version)

@@ -295,7 +295,8 @@ class ExperimentPlanner:
             raise ImagesTooSmall(
                 f"Dataset {self.dataset_name}: the median image has {median_shape.tolist()} voxels at spacing "
                 f"{[float(s) for s in spacing]}, too few for a U-Net, which needs {2 * smallest} or more along two axes of similar "
-                f"spacing, or {SINGLE_AXIS_MIN_MULTIPLE * smallest} along one. Use images with a larger field of view, or a finer -overwrite_target_spacing."
+                f"spacing, or {SINGLE_AXIS_MIN_MULTIPLE * smallest} along one. "
+                "Use images with a larger field of view, or a finer -overwrite_target_spacing."
             )
         batch_size = batch_size_for(
             size_estimate,
