@@ -17,6 +17,7 @@ from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_datas
 from nnunetv2.utilities.default_n_proc_DA import usable_cpus
 from nnunetv2.utilities.file_io import load_json
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from nnunetv2.utilities.memory_allocator import keep_freed_memory
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager, check_plans_fit
 
 # nnU-Net trains with 250 steps and 50 validation steps in an epoch.
@@ -232,8 +233,10 @@ def _prepare_device(device: torch.device) -> None:
         raise RuntimeError("-device cuda, but torch finds no CUDA device. Install a torch with CUDA, or train with -device cpu.")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise RuntimeError("-device mps, but torch finds no Metal device. Train with -device cpu.")
-    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(usable_cpus())
+    if device.type == "cpu":
+        keep_freed_memory()
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(usable_cpus())
     elif device.type == "cuda":
         torch.set_num_threads(1)
         try:
