@@ -57,7 +57,8 @@ class CaseErrors(RuntimeError):
     def __init__(self, failures: Sequence[CaseFailure], number_of_cases: int, description: str = "") -> None:
         self.failures = tuple(failures)
         task = f" ({description})" if description else ""
-        lines = [f"{len(self.failures)} of {number_of_cases} cases failed{task}; the others are finished:"]
+        others = "; the others went through" if number_of_cases > len(self.failures) else ""
+        lines = [f"{len(self.failures)} of {number_of_cases} cases failed{task}{others}:"]
         lines += ["  " + str(failure).replace("\n", "\n    ") for failure in self.failures]
         super().__init__("\n".join(lines))
 

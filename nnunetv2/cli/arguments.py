@@ -88,6 +88,13 @@ def fold(text: str) -> int | str:
     return int(text)
 
 
+def positive_number(text: str) -> int:
+    """A whole number of at least 1, as argparse type."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
 def dataset_id_or_name(text: str) -> int | str:
     """``4``, ``004`` or ``Dataset004_Name``, as argparse type."""
     if text.startswith("Dataset"):

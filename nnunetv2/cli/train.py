@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from nnunetv2.cli.arguments import fold, run_command
+from nnunetv2.cli.arguments import fold, positive_number, run_command
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -32,13 +32,6 @@ def build_parser() -> argparse.ArgumentParser:
         "--iterations_per_epoch", type=positive_number, default=None, help="training steps per epoch (default: that of the trainer, 250); a fifth as many validate"
     )
     return parser
-
-
-def positive_number(text: str) -> int:
-    """A whole number of at least 1, as argparse type."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
 
 
 @run_command

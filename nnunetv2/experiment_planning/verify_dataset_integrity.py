@@ -27,7 +27,7 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 from nnunetv2.imageio.voxel_grid import VoxelGrid, grid_difference, voxel_grid
 from nnunetv2.scheduling import CaseFailure, run_per_case
 from nnunetv2.utilities.file_io import load_json
-from nnunetv2.utilities.label_handling.classification_labels import CaseLabels, class_table, find_label_problems
+from nnunetv2.utilities.label_handling.classification_labels import class_table, find_label_problems, readable_labels
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 REQUIRED_KEYS = ("labels", "channel_names", "numTraining", "file_ending")
@@ -489,9 +489,7 @@ def _check_class_labels(folder: str, dataset_json: Mapping[str, Any], identifier
         errors, notes = [str(error)], []
     report.add(CLASS_LABELS, errors, notes)
     if "classification" in dataset_json:
-        # Broken tables are among the errors already.
-        with contextlib.suppress(ValueError, RuntimeError, OSError, KeyError):
-            report.class_table = class_table(CaseLabels.load(folder, dataset_json), identifiers)
+        report.class_table = class_table(readable_labels(folder, dataset_json), identifiers)
 
 
 def _channel_names(dataset_json: Mapping[str, Any]) -> Any:
@@ -539,5 +537,5 @@ def _by_case(messages: Mapping[str, Sequence[str]]) -> str:
     lines = []
     for where in sorted(messages, key=lambda name: (name != DATASET_JSON, name == CLASS_LABELS, name)):
         lines.append(f"  {where}:")
-        lines += [f"    - {message}" for message in messages[where]]
+        lines += ["    - " + message.replace("\n", "\n      ") for message in messages[where]]
     return "\n".join(lines)

@@ -56,9 +56,12 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     The temporary file lies in the same folder and ends like `path`, because writers choose the format by the ending.
 
     Raises:
+        FileNotFoundError: If the folder does not exist.
         DiskFullError: Naming `path`, in place of whatever the writer raised because the disk was full.
     """
     path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"Cannot write {path}: the folder {path.parent} does not exist.")
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
     try:
         yield temporary
@@ -66,11 +69,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException as error:
         number = _no_space_error(error, path.parent)  # before the removal makes room again
         temporary.unlink(missing_ok=True)
-        if isinstance(error, DiskFullError):
-            if error.filename == os.fspath(temporary):  # a writer that is atomic itself
-                error.filename = os.fspath(path)
-            raise
-        if number is not None:
+        if isinstance(error, OSError) and error.filename == os.fspath(temporary):
+            error.filename = os.fspath(path)
+        if number is not None and not isinstance(error, DiskFullError):
             raise DiskFullError(number, os.strerror(number).lower(), os.fspath(path)) from error
         raise
 

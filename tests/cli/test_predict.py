@@ -18,7 +18,8 @@ def models(tmp_path_factory) -> Path:
     results = tmp_path_factory.mktemp("results")
     folder = results / "Dataset999_Tiny"
     write_model(folder / "nnUNetTrainer__nnUNetPlans__3d_fullres")
-    write_model(folder / "nnUNetTrainerMultitask__nnUNetPlans__3d_fullres", classification=True)
+    multitask = "nnUNetTrainerMultitask"
+    write_model(folder / f"{multitask}__nnUNetPlans__3d_fullres", classification=True, trainer_name=multitask)
     return results
 
 
