@@ -121,7 +121,8 @@ def test_a_number_of_processes_that_is_no_number_is_one_line(command, tiny) -> N
     environment = {**os.environ, "nnUNet_def_n_proc": "abc"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr.startswith("Error: The environment variable nnUNet_def_n_proc is 'abc'") and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("Error: The environment variable nnUNet_def_n_proc is 'abc'")
+    assert "Traceback" not in done.stderr
 
 
 def test_an_unknown_planner_is_one_line(quick_fingerprint, capsys) -> None:
