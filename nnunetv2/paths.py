@@ -25,8 +25,8 @@ class EnvironmentPath(os.PathLike):
         """What to tell a user who has not set the variable."""
         return (
             f"The environment variable {self.env_var_name} is not set. It names {self._purpose}. Set it, for example with "
-            f"`export {self.env_var_name}=/path/to/{self.env_var_name}`, before running the command; "
-            "documentation/setting_up_paths.md shows how to do so for good."
+            f"`export {self.env_var_name}=/path/to/{self.env_var_name}`, before running the command. "
+            "The same line in the start-up file of your shell, such as ~/.bashrc, sets it for good."
         )
 
     def get(self) -> str | None:

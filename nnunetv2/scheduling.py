@@ -9,14 +9,20 @@ from __future__ import annotations
 import multiprocessing
 import pickle
 import traceback
+import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from tqdm import tqdm
+
+
+# Errors of these types are raised with whole sentences for the user.
+TYPES_WITH_MESSAGES = (ValueError, RuntimeError, OSError)
+MOST_CASES_NAMED = 10
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,15 @@ class CaseFailure:
         self.error.__cause__ = WorkerTraceback(self.traceback_text) if self.traceback_text else None
 
     def __str__(self) -> str:
-        return f"{self.identifier}: {type(self.error).__name__}: {self.error}"
+        return f"{self.identifier}: {self.reason}"
+
+    @property
+    def reason(self) -> str:
+        """The message of the error, with its type where that says more."""
+        message = str(self.error)
+        if not message or not isinstance(self.error, TYPES_WITH_MESSAGES):
+            return f"{type(self.error).__name__}: {message}"
+        return message
 
 
 class CaseErrors(RuntimeError):
@@ -43,8 +57,9 @@ class CaseErrors(RuntimeError):
     def __init__(self, failures: Sequence[CaseFailure], number_of_cases: int, description: str = "") -> None:
         self.failures = tuple(failures)
         task = f" ({description})" if description else ""
-        lines = [f"{len(self.failures)} of {number_of_cases} cases failed{task}; the others are finished:"]
-        lines += [f"  {failure}" for failure in self.failures]
+        others = "; the others went through" if number_of_cases > len(self.failures) else ""
+        lines = [f"{len(self.failures)} of {number_of_cases} cases failed{task}{others}:"]
+        lines += ["  " + str(failure).replace("\n", "\n    ") for failure in self.failures]
         super().__init__("\n".join(lines))
 
 
@@ -74,7 +89,7 @@ def run_per_case(
     With one process, or one task, everything runs in the calling process. Otherwise the tasks go to spawned worker
     processes, for which ``function``, its arguments and its results must be picklable. If a worker process dies,
     the cases it may have been working on are tried once more, each alone, so that only the guilty case is lost;
-    ``function`` must therefore be safe to repeat.
+    ``function`` must therefore be safe to repeat. What the cases warn about is printed at the end, one line for each category.
 
     Args:
         function: Does the work of one case.
@@ -96,9 +111,13 @@ def run_per_case(
     results: list[Any] = [None] * len(tasks)
     with tqdm(total=len(tasks), desc=description or None, disable=not show_progress or not tasks) as progress:
         finished = _run_here(function, tasks) if num_workers <= 1 else _run_in_pool(function, tasks, identifiers, num_workers)
+        noticed: dict[str, list[tuple[str, str]]] = {}  # by category the case and the text of each warning
         for index, outcome in finished:
             results[index] = _result_or_failure(outcome, identifiers[index])
+            for category, text in outcome.warnings:
+                noticed.setdefault(category, []).append((identifiers[index], text))
             progress.update()
+    _print_warnings(noticed)
     failures = [result for result in results if isinstance(result, CaseFailure)]
     if failures and on_error == "raise":
         raise CaseErrors(failures, len(tasks), description) from failures[0].error
@@ -112,14 +131,27 @@ class _Outcome:
     result: Any = None
     error: Exception | None = None
     traceback_text: str = ""
+    warnings: tuple[tuple[str, str], ...] = ()  # category and text
 
 
 def _attempt(function: Callable[..., Any], task: tuple) -> _Outcome:
-    """Run one task and catch its error."""
-    try:
-        return _Outcome(result=function(*task))
-    except Exception as error:
-        return _Outcome(error=error, traceback_text=traceback.format_exc())
+    """Run one task; catch its error and its warnings."""
+    with warnings.catch_warnings(record=True) as caught:
+        try:
+            result, error, traceback_text = function(*task), None, ""
+        except Exception as raised:
+            result, error, traceback_text = None, raised, traceback.format_exc()
+    noticed = tuple((warning.category.__name__, str(warning.message)) for warning in caught)
+    return _Outcome(result=result, error=error, traceback_text=traceback_text, warnings=noticed)
+
+
+def _print_warnings(noticed: Mapping[str, Sequence[tuple[str, str]]]) -> None:
+    """One line for each category of warnings: the first of them, and which other cases have one."""
+    for entries in noticed.values():
+        others = sorted({case for case, _ in entries} - {entries[0][0]})
+        more = f" and {len(others) - MOST_CASES_NAMED} more" if len(others) > MOST_CASES_NAMED else ""
+        listed = f" (Likewise {', '.join(others[:MOST_CASES_NAMED])}{more}.)" if others else ""
+        print(f"WARNING: {entries[0][1]}{listed}", flush=True)
 
 
 def _attempt_in_worker(function: Callable[..., Any], task: tuple) -> _Outcome:
@@ -132,7 +164,7 @@ def _attempt_in_worker(function: Callable[..., Any], task: tuple) -> _Outcome:
         pickle.loads(pickle.dumps(error))
     except Exception:
         error = RuntimeError(f"{type(error).__name__}: {error}")
-    return _Outcome(error=error, traceback_text=outcome.traceback_text)
+    return replace(outcome, error=error)
 
 
 def _worker_is_ready() -> bool:
@@ -168,8 +200,10 @@ def _run_in_pool(
             )
             suspects += in_flight
     for index in suspects:
-        alone = deque([index])
-        if (yield from _drain(function, tasks, alone, 1)):
+        alone, died = deque([index]), []
+        while alone and not died:
+            died = yield from _drain(function, tasks, alone, 1)
+        if died:
             yield (
                 index,
                 _Outcome(
@@ -186,6 +220,7 @@ def _drain(
 ) -> Generator[tuple[int, _Outcome], None, list[int]]:
     """Work off ``waiting`` in one pool. Returns the tasks that were in flight when a worker died, normally none.
 
+    Tasks are left in ``waiting`` where the pool broke before they were handed out.
     No more tasks are handed out than there are workers, so that "in flight" means "in work".
     """
     executor = ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn"))
@@ -200,6 +235,8 @@ def _drain(
                 except BrokenProcessPool:
                     waiting.appendleft(index)
                     break
+            if not in_flight:
+                return []  # an idle worker died: nothing is lost, but the pool takes no more tasks
             done, _ = wait(in_flight, return_when=FIRST_COMPLETED)
             died = []
             for future in done:

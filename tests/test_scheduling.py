@@ -6,9 +6,13 @@ import os
 import signal
 import sys
 import time
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
+from nnunetv2 import scheduling
 from nnunetv2.scheduling import CaseErrors, CaseFailure, WorkerDied, run_per_case
 
 
@@ -74,8 +78,22 @@ def test_a_failing_case_does_not_stop_the_others_and_all_failures_are_named(num_
     with pytest.raises(CaseErrors, match="2 of 5") as caught:
         run_per_case(double, tasks, identifiers=names, num_processes=num_processes, show_progress=False)
     assert [failure.identifier for failure in caught.value.failures] == ["case_b", "case_d"]
-    assert "case_b: ValueError: no 1" in str(caught.value) and "odd" in str(caught.value)
+    assert "case_b: no 1" in str(caught.value) and "case_d: ErrorWithTwoArguments: odd" in str(caught.value)
     assert isinstance(caught.value.__cause__, ValueError)
+
+
+def warn_about(value: int) -> None:
+    if value:
+        warnings.warn(f"value {value}", UserWarning, stacklevel=1)
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_what_cases_warn_about_is_one_line_that_names_them(num_processes: int, capsys: pytest.CaptureFixture[str]) -> None:
+    run_per_case(warn_about, [(0,), (1,), (2,), (3,)], identifiers="abcd", num_processes=num_processes, show_progress=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("WARNING: value ") and "Likewise" in lines[0]
+    assert num_processes > 1 or lines == ["WARNING: value 1 (Likewise c, d.)"]
 
 
 def test_a_killed_worker_costs_only_its_own_case(capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,6 +103,22 @@ def test_a_killed_worker_costs_only_its_own_case(capsys: pytest.CaptureFixture[s
     assert [results[0], *results[2:]] == [0, 4, 6, 8]
     assert isinstance(results[1].error, WorkerDied) and "memory" in str(results[1].error)
     assert "case_b" in capsys.readouterr().out
+
+
+def test_a_pool_that_breaks_while_idle_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    class BreaksAfterEveryTask(ProcessPoolExecutor):
+        """As if the system killed an idle worker."""
+
+        submitted = 0
+
+        def submit(self, *args, **kwargs):
+            self.submitted += 1
+            if self.submitted > 2:  # the first asks whether workers start
+                raise BrokenProcessPool("a worker was killed")
+            return super().submit(*args, **kwargs)
+
+    monkeypatch.setattr(scheduling, "ProcessPoolExecutor", BreaksAfterEveryTask)
+    assert run_per_case(double, [(0,), (1,)], identifiers="ab", num_processes=2, show_progress=False) == [0, 2]
 
 
 def test_identifiers_must_match_the_tasks() -> None:

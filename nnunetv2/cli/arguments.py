@@ -9,6 +9,7 @@ import argparse
 import functools
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 
 # What a mistake of the user raises. Anything else is a fault of the program and keeps its traceback.
@@ -21,9 +22,10 @@ Command = Callable[..., None]
 
 
 def run_command(main: Command) -> Command:
-    """Decorator of a command: an expected error becomes one line on stderr and exit status 1.
+    """Decorator of a command: an expected error becomes a message on stderr, the last thing to be seen, and exit status 1.
 
-    With ``--verbose`` among the arguments, or the environment variable ``nnUNet_debug=1``, the traceback is shown instead.
+    Warnings are shown as text alone, without the line of code that they come from. With ``--verbose`` among the arguments, or the
+    environment variable ``nnUNet_debug=1``, the traceback is shown instead.
 
         @run_command
         def main(argv: Sequence[str] | None = None) -> None:
@@ -39,6 +41,7 @@ def run_command(main: Command) -> Command:
 
     @functools.wraps(main)
     def command(argv: Sequence[str] | None = None) -> None:
+        previous_format, warnings.formatwarning = warnings.formatwarning, plain_warning
         try:
             main(argv)
         except KeyboardInterrupt:
@@ -49,8 +52,10 @@ def run_command(main: Command) -> Command:
         except EXPECTED_ERRORS as error:
             if traceback_wanted(argv) or not str(error):
                 raise
-            print(f"Error: {error}\n({DEBUG_VARIABLE}=1 in the environment shows where it was raised.)", file=sys.stderr)
+            print(f"\nStopped ({DEBUG_VARIABLE}=1 in the environment shows where).\nError: {error_text(error)}", file=sys.stderr)
             sys.exit(1)
+        finally:
+            warnings.formatwarning = previous_format
 
     return command
 
@@ -59,6 +64,35 @@ def traceback_wanted(argv: Sequence[str] | None) -> bool:
     """Whether the user asked for the place where an error was raised."""
     arguments = sys.argv[1:] if argv is None else argv
     return "--verbose" in arguments or os.environ.get(DEBUG_VARIABLE, "").lower() in TRUE_VALUES
+
+
+def error_text(error: Exception) -> str:
+    """The message of an error; those of the operating system in words, with the file."""
+    if not isinstance(error, OSError) or error.strerror is None or type(error).__str__ is not OSError.__str__:
+        return str(error)
+    file = error.filename2 or error.filename
+    return f"{os.fsdecode(file)}: {error.strerror}" if isinstance(file, (str, bytes, os.PathLike)) else error.strerror
+
+
+def plain_warning(message: Warning | str, *_: object) -> str:
+    """A warning as a person reads it, for ``warnings.formatwarning``."""
+    return f"WARNING: {message}\n"
+
+
+def fold(text: str) -> int | str:
+    """``all`` or a number, as argparse type."""
+    if text == "all":
+        return text
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no fold; expected 0 or a higher whole number, or 'all'")
+    return int(text)
+
+
+def positive_number(text: str) -> int:
+    """A whole number of at least 1, as argparse type."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
 
 
 def dataset_id_or_name(text: str) -> int | str:

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunetv2.cli.arguments import run_command
+from nnunetv2.cli.arguments import positive_number, run_command
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -19,10 +19,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-o", type=Path, default=None, help="empty or new folder for everything the demo makes; a temporary one if not given")
     parser.add_argument("--seed", type=int, default=0, help="seed of the simulated data and of the training")
-    parser.add_argument("--epochs", type=int, default=20, help="training epochs")
-    parser.add_argument("--iterations_per_epoch", type=int, default=80, help="training steps in an epoch")
-    parser.add_argument("--num_training", type=int, default=60, help="simulated cases to train on (five folds, so one in five validates)")
-    parser.add_argument("--num_test", type=int, default=30, help="simulated cases held out for the scores at the end")
+    parser.add_argument("--epochs", type=positive_number, default=20, help="training epochs")
+    parser.add_argument("--iterations_per_epoch", type=positive_number, default=80, help="training steps in an epoch")
+    parser.add_argument("--num_training", type=positive_number, default=60, help="simulated cases to train on (five folds, so one in five validates)")
+    parser.add_argument("--num_test", type=positive_number, default=30, help="simulated cases held out for the scores at the end")
     parser.add_argument("-device", choices=("cuda", "cpu", "mps"), default=None, help="where to train and predict; found out if not given")
     return parser
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nnunetv2.cli.arguments import number_of_processes, run_command
-from nnunetv2.configuration import default_num_processes
 
 
 @run_command
@@ -48,6 +47,8 @@ def _add_folders(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
+    from nnunetv2.configuration import default_num_processes  # read on use: a wrong value is a message, not a traceback
+
     parser.add_argument("-o", default=None, metavar="FILE", help="file to write (default: summary.json in the folder of predictions)")
     parser.add_argument("-np", type=number_of_processes, default=default_num_processes, help="processes (default: %(default)s)")
     parser.add_argument("--chill", action="store_true", help="accept references without a prediction")

@@ -13,7 +13,6 @@ from nnunetv2.cli.arguments import (
     number_of_processes,
     run_command,
 )
-from nnunetv2.configuration import default_num_processes
 
 DEFAULT_CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
 FINGERPRINT_PROCESSES = 8
@@ -60,6 +59,8 @@ def plan_and_preprocess_entry(argv: Sequence[str] | None = None) -> None:
 @run_command
 def extract_fingerprint_entry(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``nnUNetv2_extract_fingerprint``."""
+    from nnunetv2.configuration import default_num_processes  # read on use: a wrong value is a message, not a traceback
+
     parser = argparse.ArgumentParser(
         prog="nnUNetv2_extract_fingerprint", description="Sizes, spacings and intensities of datasets: dataset_fingerprint.json."
     )

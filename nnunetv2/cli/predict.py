@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from nnunetv2.cli.arguments import add_verbose, dataset_id_or_name, number_of_processes, run_command
+from nnunetv2.cli.arguments import add_verbose, dataset_id_or_name, fold, number_of_processes, run_command
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +61,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     """What both commands share."""
     parser.add_argument("-i", required=True, metavar="FOLDER", help="input folder; files are named CASE_0000.ending, one per channel")
     parser.add_argument("-o", required=True, metavar="FOLDER", help="output folder, created if it does not exist")
-    parser.add_argument("-f", nargs="+", type=_fold, default=DEFAULT_FOLDS, metavar="FOLD", help="folds to average (default: 0 1 2 3 4)")
+    parser.add_argument("-f", nargs="+", type=fold, default=DEFAULT_FOLDS, metavar="FOLD", help="folds to average (default: 0 1 2 3 4)")
     parser.add_argument("-chk", default="checkpoint_final.pth", metavar="NAME", help="checkpoint of each fold (default: %(default)s)")
     parser.add_argument("-step_size", type=_step_size, default=0.5, help="distance of tiles as a share of the tile (default: %(default)s)")
     parser.add_argument("--disable_tta", action="store_true", help="no mirroring: up to 8 times faster, slightly less accurate")
@@ -170,16 +170,6 @@ def _device(name: str | None) -> torch.device:
     if name == "cuda":
         return torch.device("cuda", 0)
     return torch.device(name)
-
-
-def _fold(text: str) -> int | str:
-    """A fold's number, or ``all``."""
-    if text == "all":
-        return text
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no fold, expected a number or all") from None
 
 
 def _step_size(text: str) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from nnunetv2.cli.arguments import run_command
+from nnunetv2.cli.arguments import fold, positive_number, run_command
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -43,22 +43,6 @@ def build_parser() -> argparse.ArgumentParser:
         help="only refit the heads: of this finished training, or of the network of any other one, given with -pretrained_weights",
     )
     return parser
-
-
-def fold(text: str) -> int | str:
-    """``all`` or a number, as argparse type."""
-    if text == "all":
-        return text
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no fold; expected 0 or a higher whole number, or 'all'")
-    return int(text)
-
-
-def positive_number(text: str) -> int:
-    """A whole number of at least 1, as argparse type."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
 
 
 @run_command

@@ -133,10 +133,11 @@ def _write_volume(volume: np.ndarray, spacing: Sequence[float], path: Path) -> N
     """Write a ``(Z, Y, X)`` array with its voxel size in mm."""
     import SimpleITK as sitk
 
+    from nnunetv2.imageio.simpleitk_reader_writer import write_image
+
     image = sitk.GetImageFromArray(volume)
     image.SetSpacing([float(s) for s in reversed(spacing)])
-    with atomic_path(path) as temporary:
-        sitk.WriteImage(image, str(temporary), True)
+    write_image(image, path)
 
 
 def _write_label_table(path: Path, subtypes: dict[str, str]) -> None:

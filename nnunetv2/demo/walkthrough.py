@@ -52,9 +52,11 @@ def run_demo(settings: DemoSettings) -> dict[str, float]:
         ``{"dice_organ", "dice_lesion", "macro_f1", "balanced_accuracy", "auroc"}`` on the held-out cases.
 
     Raises:
-        FileExistsError: If the folder holds files already.
-        subprocess.CalledProcessError: If a command fails; its output was shown.
+        FileExistsError: If the folder holds files already, or is a file.
+        RuntimeError: If a command fails; its output was shown.
     """
+    if settings.folder.exists() and not settings.folder.is_dir():
+        raise FileExistsError(f"{settings.folder} is a file. Choose a folder with -o.")
     if settings.folder.exists() and any(settings.folder.iterdir()):
         raise FileExistsError(f"{settings.folder} is not empty. Choose another folder with -o, or remove it first.")
     start = time.monotonic()
@@ -106,7 +108,12 @@ def _run(command: Sequence[str], environment: dict[str, str]) -> None:
     program = str(beside_python) if beside_python.exists() else shutil.which(command[0])
     if program is None:
         raise FileNotFoundError(f"The command {command[0]} is not on the PATH. Install the package with `pip install -e .` first.")
-    subprocess.run([program, *command[1:]], env=environment, check=True)
+    status = subprocess.run([program, *command[1:]], env=environment, check=False).returncode
+    if status != 0:
+        raise RuntimeError(
+            f"The demo ended, because {command[0]} failed (exit status {status}); its message stands above. "
+            "Start the demo again with another folder (-o), or after removing this one."
+        )
 
 
 def _report(settings: DemoSettings) -> dict[str, float]:

@@ -15,7 +15,7 @@ from nnunetv2.evaluation.segmentation_metrics import (
     overlap_metrics,
     region_or_label_to_mask,
 )
-from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter, check_values
 from nnunetv2.imageio.label_values import whole_label_values
 from nnunetv2.imageio.reader_writer_registry import (
     LIST_OF_IO_CLASSES,
@@ -121,6 +121,8 @@ def _compute_metrics(
             f"The prediction {prediction_file} has shape {prediction.shape[1:]}, the reference {reference_file} {reference.shape[1:]}. "
             "Both must lie on the same voxel grid."
         )
+    for file, values in ((reference_file, reference), (prediction_file, prediction)):
+        check_values(image_reader_writer, values, [file], "segmentation")
     reference = whole_label_values(reference, reference_file)
     prediction = whole_label_values(prediction, prediction_file)
     result = {
@@ -183,9 +185,9 @@ def compute_metrics_on_folder(
     if not names:
         raise FileNotFoundError(f"{folder_pred} holds no predictions with the ending {file_ending}.")
     references = _segmentation_names(folder_ref, file_ending)
-    _check_all_there(sorted(set(names) - set(references)), f"predictions have no reference in {folder_ref}")
+    _check_all_there(sorted(set(names) - set(references)), f"Predictions without a reference in {folder_ref}", "Remove them or add the references.")
     if not chill:
-        _check_all_there(sorted(set(references) - set(names)), f"references have no prediction in {folder_pred} (--chill accepts that)")
+        _check_all_there(sorted(set(references) - set(names)), f"References without a prediction in {folder_pred}", "Predict them, or accept that with --chill.")
 
     files = [(os.path.join(folder_ref, name), os.path.join(folder_pred, name)) for name in names]
     small = sum(os.path.getsize(file) for pair in files for file in pair) < SMALL_JOB_BYTES
@@ -233,11 +235,11 @@ def _segmentation_names(folder: str, file_ending: str) -> list[str]:
     return sorted(name for name in os.listdir(folder) if name.endswith(file_ending) and not name.startswith("."))
 
 
-def _check_all_there(names: Sequence[str], what: str) -> None:
+def _check_all_there(names: Sequence[str], what: str, advice: str) -> None:
     """Raise FileNotFoundError for cases that are on one side only."""
     if names:
         shown = ", ".join(names[:CASES_SHOWN]) + (f" and {len(names) - CASES_SHOWN} more" if len(names) > CASES_SHOWN else "")
-        raise FileNotFoundError(f"{len(names)} {what}: {shown}.")
+        raise FileNotFoundError(f"{what} ({len(names)}): {shown}. {advice}")
 
 
 def _warn_about_geometry(differing: Mapping[str, Sequence[str]]) -> None:

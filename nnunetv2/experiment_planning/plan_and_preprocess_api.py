@@ -9,31 +9,21 @@ from typing import Any
 import nnunetv2
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
-from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner, copy_file
-from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.experiment_planning.verify_dataset_integrity import check_files_of_cases, verify_dataset_integrity
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+from nnunetv2.preprocessing.settings import changed_settings, preprocessing_settings, read_settings, write_settings
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
-from nnunetv2.utilities.file_io import load_json, save_json
+from nnunetv2.utilities.file_io import copy_file, load_json
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from nnunetv2.utilities.label_handling.classification_labels import copy_label_tables, find_label_problems
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager, check_plans_fit
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 DEFAULT_CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
 # 3d_fullres cases are the largest in memory.
 DEFAULT_PROCESSES = {"2d": 8, "3d_fullres": 4, "3d_lowres": 8}
 DEFAULT_PROCESSES_OTHERWISE = 4
-# Entries of a configuration that decide what the preprocessed cases look like.
-PREPROCESSING_KEYS = (
-    "preprocessor_name",
-    "spacing",
-    "normalization_schemes",
-    "use_mask_for_norm",
-    "resampling_fn_data",
-    "resampling_fn_data_kwargs",
-    "resampling_fn_seg",
-    "resampling_fn_seg_kwargs",
-)
 
 
 # Fingerprint.
@@ -65,11 +55,13 @@ def extract_fingerprint_dataset(
     dataset_name = maybe_convert_to_dataset_name(dataset_id)
     print(dataset_name)
     raw_folder = os.path.join(nnUNet_raw, dataset_name)
+    nnUNet_preprocessed.require()  # rather now than after every file was read
     if check_dataset_integrity:
         verify_dataset_integrity(raw_folder, num_processes)
     extractor = fingerprint_extractor_class(dataset_id, num_processes, verbose=verbose)
     extractor.show_progress_bar = show_progress_bar
     if not check_dataset_integrity:
+        check_files_of_cases(raw_folder, extractor.dataset_json)
         check_label_tables(raw_folder, extractor.dataset_json, list(extractor.dataset))
     return extractor.run(overwrite_existing=clean)
 
@@ -186,7 +178,7 @@ def preprocess_dataset(
         )
     plans_manager = PlansManager(plans_file)
     dataset_json = load_json(os.path.join(preprocessed_folder, "dataset.json"))
-    check_plans_fit(plans_manager, dataset_name, dataset_json)
+    check_files_of_cases(raw_folder, dataset_json)
     dataset = get_filenames_of_train_images_and_targets(raw_folder, dataset_json)
 
     print(f"Preprocessing dataset {dataset_name}")
@@ -198,6 +190,7 @@ def preprocess_dataset(
         raise ValueError(
             f"{plans_file} has none of the configurations {list(processes)}, only {list(plans_manager.available_configurations)}."
         )
+    check_plans_fit(plans_manager, dataset_name, dataset_json, present)
     copy_label_tables(raw_folder, preprocessed_folder, dataset_json, list(dataset))
     for configuration in present:
         preprocess_configuration(
@@ -240,34 +233,21 @@ def preprocess_configuration(
     print(f"Configuration: {configuration}...")
     configuration_manager = plans_manager.get_configuration(configuration)
     preprocessed_folder = os.path.join(nnUNet_preprocessed, dataset_name)
-    settings_file = os.path.join(preprocessed_folder, f"{configuration_manager.data_identifier}.settings.json")
     settings = preprocessing_settings(plans_manager, configuration_manager)
-    if os.path.isfile(settings_file):
-        previous = load_json(settings_file)
-        changed = [key for key in settings if key != "plans_name" and settings[key] != previous.get(key)]
-        if changed:
-            print(
-                f"WARNING: {configuration_manager.data_identifier} was preprocessed with other settings ({', '.join(changed)}) for "
-                f"{previous.get('plans_name')}. It is replaced now; to keep both, plan with -overwrite_plans_name and a planner "
-                "that does not share this folder."
-            )
-        # Without this file an interrupted run is known to be incomplete.
-        os.unlink(settings_file)
+    previous = read_settings(preprocessed_folder, configuration_manager)
+    changed = [] if previous is None else changed_settings(previous, settings)
+    if changed:
+        print(
+            f"WARNING: {configuration_manager.data_identifier} was preprocessed with other settings ({', '.join(changed)}) for "
+            f"{previous.get('plans_name')}. It is replaced now; to keep both, plan with -overwrite_plans_name and a planner "
+            "that does not share this folder."
+        )
+    # An interrupted run leaves a mixture of old and new cases, or not all of them; training refuses those.
+    write_settings(preprocessed_folder, configuration_manager, settings, is_complete=False)
     preprocessor = configuration_manager.preprocessor_class(verbose=verbose)
     preprocessor.show_progress_bar = show_progress_bar
     preprocessor.run(dataset_name, configuration, plans_identifier, num_processes=num_processes)
-    save_json(settings, settings_file)
-
-
-def preprocessing_settings(plans_manager: PlansManager, configuration_manager: ConfigurationManager) -> dict[str, Any]:
-    """Everything in the plans that decides what preprocessed cases look like, and the name of the plans."""
-    settings = {key: configuration_manager.configuration.get(key) for key in PREPROCESSING_KEYS}
-    return settings | {
-        "transpose_forward": list(plans_manager.transpose_forward),
-        "image_reader_writer": plans_manager.plans["image_reader_writer"],
-        "foreground_intensity_properties_per_channel": plans_manager.foreground_intensity_properties_per_channel,
-        "plans_name": plans_manager.plans_name,
-    }
+    write_settings(preprocessed_folder, configuration_manager, settings, is_complete=True)
 
 
 def processes_by_configuration(configurations: Sequence[str], num_processes: int | Sequence[int]) -> dict[str, int]:
@@ -281,23 +261,6 @@ def processes_by_configuration(configurations: Sequence[str], num_processes: int
             "Give one number, or one for each configuration."
         )
     return dict(zip(configurations, numbers, strict=True))
-
-
-def check_plans_fit(plans_manager: PlansManager, dataset_name: str, dataset_json: dict[str, Any]) -> None:
-    """Stop where plans were made for another dataset or for other channels."""
-    if plans_manager.dataset_name != dataset_name:
-        raise ValueError(
-            f"Plans {plans_manager.plans_name} in the folder of {dataset_name} were made for {plans_manager.dataset_name}. "
-            "Transfer plans with nnUNetv2_move_plans_between_datasets, which adapts them."
-        )
-    n_channels = len(dataset_json.get("channel_names") or dataset_json["modality"])
-    for name in plans_manager.available_configurations:
-        schemes = plans_manager.get_configuration(name).normalization_schemes
-        if len(schemes) != n_channels:
-            raise ValueError(
-                f"Plans {plans_manager.plans_name} normalise {len(schemes)} channels in configuration {name}, dataset.json of "
-                f"{dataset_name} names {n_channels}. Plan again after changing channels: nnUNetv2_plan_and_preprocess --clean."
-            )
 
 
 def check_label_tables(raw_folder: str, dataset_json: dict[str, Any], identifiers: Sequence[str]) -> None:

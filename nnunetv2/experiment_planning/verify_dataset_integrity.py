@@ -14,20 +14,23 @@ from typing import Any
 
 import numpy as np
 
-from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
-from nnunetv2.imageio.label_values import RoundedLabelsWarning, check_finite, whole_label_values
-from nnunetv2.imageio.nifti_file import check_stored_values_are_finite, is_nifti
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter, check_values
+from nnunetv2.imageio.label_values import (
+    RoundedLabelsWarning,
+    declared_labels,
+    listed_values,
+    undeclared_labels,
+    undeclared_message,
+    whole_label_values,
+)
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
-from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from nnunetv2.imageio.voxel_grid import VoxelGrid, grid_difference, voxel_grid
 from nnunetv2.scheduling import CaseFailure, run_per_case
 from nnunetv2.utilities.file_io import load_json
-from nnunetv2.utilities.label_handling.classification_labels import CaseLabels, class_table, find_label_problems
+from nnunetv2.utilities.label_handling.classification_labels import class_table, find_label_problems, readable_labels
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 REQUIRED_KEYS = ("labels", "channel_names", "numTraining", "file_ending")
-# Two grids count as one if no corner moves by more than this part of the smallest voxel edge; header noise is far below.
-LARGEST_SHIFT_IN_VOXELS = 0.5
-NOTEWORTHY_SHIFT_IN_VOXELS = 0.01
 MOST_CASES_NAMED = 10  # in notes that sum up many cases; problems always name every case
 DATASET_JSON = "dataset.json"
 CLASS_LABELS = "class labels"  # heading of their problems in the report
@@ -115,6 +118,27 @@ def dataset_report(folder: str, num_processes: int = 8) -> DatasetReport:
     return report
 
 
+def check_files_of_cases(folder: str, dataset_json: Mapping[str, Any]) -> None:
+    """Stop if files of training cases are missing; looks at their names alone, so it costs nothing.
+
+    Args:
+        folder: Folder of the raw dataset.
+        dataset_json: Its content.
+
+    Raises:
+        ValueError: Listing, by case, channels and segmentations that are missing, and segmentations without an image.
+    """
+    report = DatasetReport()
+    identifiers = {case.identifier for case in find_cases(folder, dataset_json, report)}
+    segmentations_alone = {where for where, messages in report.errors.items() if any("has no image" in message for message in messages)}
+    errors = {where: messages for where, messages in report.errors.items() if where in identifiers | segmentations_alone}
+    if errors:
+        raise ValueError(
+            f"{folder}: files of {len(errors)} {'case is' if len(errors) == 1 else 'cases are'} missing:\n{_by_case(errors)}\n"
+            "Add these files, or remove what is left of these cases. --verify_dataset_integrity also looks into the files."
+        )
+
+
 def verify_labels(label_file: str, readerclass: type[BaseReaderWriter], expected_labels: Sequence[int]) -> bool:
     """Whether a segmentation file holds expected labels only; prints what it holds otherwise."""
     report = CaseReport()
@@ -139,8 +163,32 @@ def check_cases(image_files: Sequence[str], label_file: str, expected_num_channe
     return not report.errors
 
 
-def dataset_json_problems(dataset_json: Any) -> list[str]:
-    """What is wrong with the content of dataset.json, apart from its classification entry."""
+def load_raw_dataset_json(folder: str) -> dict[str, Any]:
+    """dataset.json of a raw dataset, fit to be planned with.
+
+    Gaps between the labels of regions are accepted, which train all the same; the full check names them.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: With everything that is wrong.
+    """
+    path = os.path.join(folder, DATASET_JSON)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path} does not exist. Every raw dataset needs a dataset.json that describes it.")
+    dataset_json = load_json(path)
+    problems = dataset_json_problems(dataset_json, gaps_between_regions=True)
+    if problems:
+        raise ValueError(f"{path} cannot be used:\n" + "\n".join(f"- {problem}" for problem in problems))
+    return dataset_json
+
+
+def dataset_json_problems(dataset_json: Any, *, gaps_between_regions: bool = False) -> list[str]:
+    """What is wrong with the content of dataset.json, apart from its classification entry.
+
+    Args:
+        dataset_json: The content.
+        gaps_between_regions: Accept label values that are not consecutive where labels are regions.
+    """
     if not isinstance(dataset_json, Mapping):
         return ["must hold one JSON object with the keys " + ", ".join(REQUIRED_KEYS)]
     problems = []
@@ -157,7 +205,7 @@ def dataset_json_problems(dataset_json: Any) -> list[str]:
     if channel_names is not None and (not isinstance(channel_names, Mapping) or not channel_names):
         problems.append(f'\'channel_names\' is {channel_names!r}; expected an object such as {{"0": "CT"}}')
     if "labels" in dataset_json:
-        problems += _label_problems(dataset_json)
+        problems += _label_problems(dataset_json, gaps_between_regions)
     return problems
 
 
@@ -185,14 +233,14 @@ def case_report(
                 grids.append(grid)
         all_channels_read = len(grids) == len(case.image_files)
         for grid in grids[1:]:
-            _compare_grids(grids[0], grid, report)
+            _compare(grids[0], grid, report)
         number_of_channels = sum(grid.num_channels for grid in grids)
         if all_channels_read and expected_num_channels is not None and number_of_channels != expected_num_channels:
             report.errors.append(_wrong_number_of_channels(case, number_of_channels, expected_num_channels))
         if case.label_file is not None:
             grid = _check_segmentation(reader, case.label_file, expected_labels, report)
             if grid is not None and grids:
-                _compare_grids(grids[0], grid, report)
+                _compare(grids[0], grid, report)
     return report
 
 
@@ -204,32 +252,27 @@ def _wrong_number_of_channels(case: RawCase, found: int, expected: int) -> str:
     return f"channels found: {found} ({files}), but dataset.json declares {expected} in 'channel_names'{hint}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Grid:
-    """The voxel grid of one file."""
-
-    file: str
-    num_channels: int
-    shape: tuple[int, ...]  # (Z, Y, X)
-    spacing: tuple[float, ...]  # mm, same order
-    affine: np.ndarray | None  # index (x, y, z) -> mm; None if the format knows no position
+def _compare(reference: VoxelGrid, other: VoxelGrid, report: CaseReport) -> None:
+    """Add what two files of a case disagree in."""
+    difference = grid_difference(reference, other)
+    if difference is not None:
+        (report.errors if difference.is_error else report.warnings).append(str(difference))
 
 
-def _check_image(reader: BaseReaderWriter, file: str, report: CaseReport) -> _Grid | None:
+def _check_image(reader: BaseReaderWriter, file: str, report: CaseReport) -> VoxelGrid | None:
     try:
         image, properties = reader.read_images((file,))
     except Exception as error:
         report.errors.append(_reading_problem(file, error))
         return None
     try:
-        check_finite(image, os.path.basename(file))
-        _check_values_that_itk_hides(reader, file, "image")
+        check_values(reader, image, (file,))
     except ValueError as error:
         report.errors.append(_without_case(error))
-    return _grid(file, image, properties)
+    return voxel_grid(file, image, properties)
 
 
-def _check_segmentation(reader: BaseReaderWriter, file: str, expected_labels: Sequence[int] | None, report: CaseReport) -> _Grid | None:
+def _check_segmentation(reader: BaseReaderWriter, file: str, expected_labels: Sequence[int] | None, report: CaseReport) -> VoxelGrid | None:
     try:
         seg, properties = reader.read_seg(file)
     except Exception as error:
@@ -238,17 +281,12 @@ def _check_segmentation(reader: BaseReaderWriter, file: str, expected_labels: Se
     if len(seg) != 1:
         report.errors.append(f"the segmentation {os.path.basename(file)} has {len(seg)} channels; expected one that holds the label values")
     try:
-        _check_values_that_itk_hides(reader, file, "segmentation")
+        check_values(reader, seg, (file,), "segmentation")
     except ValueError as error:
         report.errors.append(_without_case(error))
     else:
         _check_label_values(seg, file, expected_labels, report)
-    return _grid(file, seg[:1], properties)
-
-
-def _check_values_that_itk_hides(reader: BaseReaderWriter, file: str, what: str) -> None:
-    if isinstance(reader, SimpleITKIO) and is_nifti(file):
-        check_stored_values_are_finite(file, what)
+    return voxel_grid(file, seg[:1], properties)
 
 
 def _check_label_values(seg: np.ndarray, file: str, expected_labels: Sequence[int] | None, report: CaseReport) -> None:
@@ -263,74 +301,9 @@ def _check_label_values(seg: np.ndarray, file: str, expected_labels: Sequence[in
     report.label_values = tuple(int(value) for value in np.unique(whole))
     if expected_labels is None:
         return
-    unexpected = sorted(set(report.label_values) - {int(label) for label in expected_labels})
+    unexpected = undeclared_labels(whole, expected_labels)
     if unexpected:
-        report.errors.append(
-            f"the segmentation holds labels that dataset.json does not declare: {_listed(unexpected)} "
-            f"(declared: {_listed(sorted(int(label) for label in expected_labels))})"
-        )
-
-
-def _compare_grids(reference: _Grid, other: _Grid, report: CaseReport) -> None:
-    """Shape, spacing and position of a channel or segmentation against the first channel."""
-    first, second = os.path.basename(reference.file), os.path.basename(other.file)
-    if reference.shape != other.shape:
-        report.errors.append(f"shapes differ: {first} has {reference.shape}, {second} has {other.shape} (z, y, x)")
-        return
-    if not np.allclose(reference.spacing, other.spacing):
-        report.errors.append(
-            f"spacings differ: {first} has {_rounded(reference.spacing)} mm, {second} has {_rounded(other.spacing)} mm (z, y, x)"
-        )
-        return
-    if reference.affine is None or other.affine is None or reference.affine.shape != other.affine.shape:
-        return
-    shift = _largest_shift_mm(reference, other)
-    smallest_edge = min(abs(edge) for edge in reference.spacing)
-    if shift <= NOTEWORTHY_SHIFT_IN_VOXELS * smallest_edge:
-        return
-    message = (
-        f"origin or direction differ: the same voxel of {first} and {second} lies up to {shift:.4g} mm apart "
-        f"(origins {_rounded(reference.affine[:-1, -1])} and {_rounded(other.affine[:-1, -1])}, "
-        f"direction times spacing {_rounded(reference.affine[:-1, :-1])} and {_rounded(other.affine[:-1, :-1])})"
-    )
-    if shift > LARGEST_SHIFT_IN_VOXELS * smallest_edge:
-        report.errors.append(message + "; resample one to the grid of the other or, if the voxels do belong together, copy its header")
-    else:
-        report.warnings.append(message + "; this is less than half a voxel, voxels are matched by their index")
-
-
-def _largest_shift_mm(reference: _Grid, other: _Grid) -> float:
-    """How far apart the two affines place the same corner of the volume, at most."""
-    dimensions = len(reference.affine) - 1
-    last_index = [size - 1 for size in reference.shape[::-1][:dimensions]]
-    corners = np.array([(*corner, 1) for corner in itertools.product(*[(0, last) for last in last_index])], dtype=float)
-    return float(np.linalg.norm(corners @ (reference.affine - other.affine).T, axis=1).max())
-
-
-def _grid(file: str, array: np.ndarray, properties: Mapping[str, Any]) -> _Grid:
-    return _Grid(
-        file=file,
-        num_channels=len(array),
-        shape=array.shape[1:],
-        spacing=tuple(float(size) for size in properties["spacing"]),
-        affine=_affine(properties),
-    )
-
-
-def _affine(properties: Mapping[str, Any]) -> np.ndarray | None:
-    """Index to millimetres, from what the readers of this package store."""
-    if "nibabel_stuff" in properties:
-        return np.asarray(properties["nibabel_stuff"]["original_affine"], dtype=float)
-    if "sitk_stuff" not in properties:
-        return None
-    geometry = properties["sitk_stuff"]
-    dimensions = len(geometry["spacing"])
-    direction = np.reshape(geometry["direction"], (dimensions, dimensions))
-    spatial = min(dimensions, 3)  # the fourth axis of a 4D file are channels
-    affine = np.eye(spatial + 1)
-    affine[:spatial, :spatial] = (direction * np.asarray(geometry["spacing"]))[:spatial, :spatial]
-    affine[:spatial, spatial] = geometry["origin"][:spatial]
-    return affine
+        report.errors.append(undeclared_message(unexpected, expected_labels))
 
 
 @contextlib.contextmanager
@@ -346,7 +319,7 @@ def _messages_of_readers(report: CaseReport) -> Iterator[None]:
     report.warnings += [message for message in dict.fromkeys(messages) if message]
 
 
-def _label_problems(dataset_json: Mapping[str, Any]) -> list[str]:
+def _label_problems(dataset_json: Mapping[str, Any], gaps_between_regions: bool) -> list[str]:
     """What is wrong with ``labels`` and ``regions_class_order``."""
     labels = dataset_json["labels"]
     if not isinstance(labels, Mapping):
@@ -360,14 +333,11 @@ def _label_problems(dataset_json: Mapping[str, Any]) -> list[str]:
     except (RuntimeError, AssertionError, ValueError, TypeError) as error:
         problems.append(f"'labels': {error}")
     declared = declared_labels(labels)
+    if gaps_between_regions and any(len(_entries(value)) > 1 for value in labels.values()):
+        return problems
     if declared != list(range(declared[0], declared[0] + len(declared))):
-        problems.append(f"the values in 'labels' must be consecutive, including the ignore label; found {_listed(declared)}")
+        problems.append(f"the values in 'labels' must be consecutive, including the ignore label; found {listed_values(declared)}")
     return problems
-
-
-def declared_labels(labels: Mapping[str, Any]) -> list[int]:
-    """All label values of dataset.json in ascending order, those of regions and the ignore label included."""
-    return sorted({int(entry) for value in labels.values() for entry in _entries(value)})
 
 
 def _listed_cases(folder: str, listed: Any, report: DatasetReport) -> list[RawCase]:
@@ -470,7 +440,7 @@ def _check_files_of_cases(dataset_json: Mapping[str, Any], cases: Sequence[RawCa
     found: dict[str, CaseReport] = {}
     for case, result in zip(cases, case_reports, strict=True):
         if isinstance(result, CaseFailure):
-            report.add(case.identifier, errors=[f"{type(result.error).__name__}: {result.error}"])
+            report.add(case.identifier, errors=[result.reason])
             continue
         already_missing = any(message.startswith("channel ") for message in report.errors.get(case.identifier, ()))
         errors = [message for message in result.errors if not (already_missing and message.startswith("channels found"))]
@@ -495,7 +465,8 @@ def _sum_up_labels(found: Mapping[str, CaseReport], labels: Mapping[str, Any] | 
         report.add(
             "labelsTr",
             warnings=[
-                f"label values of {len(rounded)} cases are not quite whole numbers (less than 0.001 off) and are rounded: {_some(rounded)}"
+                f"label values of {len(rounded)} {'case' if len(rounded) == 1 else 'cases'} are not quite whole numbers "
+                f"(less than 0.001 off) and are rounded: {_some(rounded)}"
             ],
         )
     values = {identifier: result.label_values for identifier, result in found.items() if result.label_values is not None}
@@ -518,9 +489,7 @@ def _check_class_labels(folder: str, dataset_json: Mapping[str, Any], identifier
         errors, notes = [str(error)], []
     report.add(CLASS_LABELS, errors, notes)
     if "classification" in dataset_json:
-        # Broken tables are among the errors already.
-        with contextlib.suppress(ValueError, RuntimeError, OSError, KeyError):
-            report.class_table = class_table(CaseLabels.load(folder, dataset_json), identifiers)
+        report.class_table = class_table(readable_labels(folder, dataset_json), identifiers)
 
 
 def _channel_names(dataset_json: Mapping[str, Any]) -> Any:
@@ -558,14 +527,6 @@ def _without_case(error: Exception) -> str:
     return str(error).removeprefix("Case ")
 
 
-def _rounded(values: Any) -> list:
-    return np.round(np.asarray(values, dtype=float), 4).tolist()
-
-
-def _listed(values: Sequence[int]) -> str:
-    return ", ".join(map(str, values[:50])) + (f", ... ({len(values)} values)" if len(values) > 50 else "")
-
-
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - MOST_CASES_NAMED} more" if len(names) > MOST_CASES_NAMED else ""
     return ", ".join(names[:MOST_CASES_NAMED]) + more
@@ -576,5 +537,5 @@ def _by_case(messages: Mapping[str, Sequence[str]]) -> str:
     lines = []
     for where in sorted(messages, key=lambda name: (name != DATASET_JSON, name == CLASS_LABELS, name)):
         lines.append(f"  {where}:")
-        lines += [f"    - {message}" for message in messages[where]]
+        lines += ["    - " + message.replace("\n", "\n      ") for message in messages[where]]
     return "\n".join(lines)

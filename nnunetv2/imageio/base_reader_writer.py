@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from nnunetv2.imageio.label_values import check_finite
+
 LARGEST_LABEL = np.iinfo(np.uint16).max
 
 
@@ -52,9 +54,32 @@ class BaseReaderWriter(ABC):
     def read_seg(self, seg_fname: str) -> tuple[np.ndarray, dict]:
         """Read a segmentation as an array ``(1, Z, Y, X)`` with the properties described in :meth:`read_images`."""
 
+    def check_stored_values(self, fname: str, what: str) -> None:  # noqa: B027 - nothing to do is the usual case
+        """Raise ValueError if a file stores NaN or infinite values which reading it hides. Most formats hide nothing.
+
+        Args:
+            fname: Image or segmentation.
+            what: Which of the two, for the message.
+        """
+
     @abstractmethod
     def write_seg(self, seg: np.ndarray, output_fname: str, properties: dict) -> None:
         """Write a segmentation ``(Z, Y, X)``; ``properties`` come from reading the image that it belongs to."""
+
+
+def check_values(reader: BaseReaderWriter, image: np.ndarray, image_fnames: Sequence[str], what: str = "image") -> None:
+    """Raise ValueError if an image or segmentation has NaN or infinite voxels, whether they are seen in what was read or not.
+
+    Args:
+        reader: That read the files.
+        image: What it returned, ``(C, Z, Y, X)``.
+        image_fnames: The files.
+        what: "image" or "segmentation", for the message.
+    """
+    check_finite(image, os.path.basename(image_fnames[0]), what)
+    if not image.all():  # hidden values are read as zero
+        for fname in image_fnames:
+            reader.check_stored_values(fname, what)
 
 
 def stack_channels(channels: Sequence[np.ndarray]) -> np.ndarray:

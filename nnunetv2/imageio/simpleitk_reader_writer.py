@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import SimpleITK as sitk
 
@@ -15,7 +18,7 @@ from nnunetv2.imageio.base_reader_writer import (
     stack_channels,
     warn_unless_same,
 )
-from nnunetv2.imageio.nifti_file import check_nifti_is_complete, is_nifti
+from nnunetv2.imageio.nifti_file import check_nifti_is_complete, check_stored_values_are_finite, is_nifti
 from nnunetv2.utilities.file_io import atomic_path
 
 # The missing axis of a 2D image gets a spacing this many times the largest one, so that it is recognised as such.
@@ -34,8 +37,12 @@ class SimpleITKIO(BaseReaderWriter):
     def read_seg(self, seg_fname: str) -> tuple[np.ndarray, dict]:
         return self.read_images((seg_fname,))
 
+    def check_stored_values(self, fname: str, what: str) -> None:
+        if is_nifti(fname):
+            check_stored_values_are_finite(fname, what)
+
     def write_seg(self, seg: np.ndarray, output_fname: str, properties: dict) -> None:
-        _write(_to_sitk(seg, output_fname, properties["sitk_stuff"]), output_fname)
+        write_image(_to_sitk(seg, output_fname, properties["sitk_stuff"]), output_fname)
 
 
 class SimpleITKIOWithReorient(SimpleITKIO):
@@ -60,7 +67,7 @@ class SimpleITKIOWithReorient(SimpleITKIO):
     def write_seg(self, seg: np.ndarray, output_fname: str, properties: dict) -> None:
         geometry = properties["sitk_stuff"]
         reoriented = _to_sitk(seg, output_fname, geometry)
-        _write(sitk.DICOMOrient(reoriented, geometry["original_orientation"]), output_fname)
+        write_image(sitk.DICOMOrient(reoriented, geometry["original_orientation"]), output_fname)
 
 
 def _load(fname: str) -> sitk.Image:
@@ -128,6 +135,21 @@ def _to_sitk(seg: np.ndarray, output_fname: str, geometry: dict) -> sitk.Image:
     return image
 
 
-def _write(image: sitk.Image, output_fname: str) -> None:
+def write_image(image: sitk.Image, output_fname: str | os.PathLike[str]) -> None:
+    """Write an image compressed, whole or not at all."""
     with atomic_path(output_fname) as temporary:
         sitk.WriteImage(image, str(temporary), True)
+        _check_was_written(temporary, image)
+
+
+def _check_was_written(file: Path, image: sitk.Image) -> None:
+    """Raise OSError if ITK left out part of an image: when a disk is full, some of its formats say nothing."""
+    number_of_bytes = image.GetNumberOfPixels() * image.GetSizeOfPixelComponent()
+    try:
+        if is_nifti(file):
+            check_nifti_is_complete(file)
+        is_whole = os.path.getsize(file) >= (number_of_bytes if file.suffix == ".gipl" else 1)
+    except (ValueError, EOFError):
+        is_whole = False
+    if not is_whole:
+        raise OSError(f"{file} was not written completely ({os.path.getsize(file)} bytes); its disk may be full or failing.")

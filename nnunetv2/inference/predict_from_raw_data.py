@@ -83,6 +83,7 @@ from nnunetv2.utilities.label_handling.classification_table import (
 if TYPE_CHECKING:
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
+PAIRED_TILE_VOXELS = 256 * 1024  # a float32 map of 32 channels of two such tiles takes 64 MiB
 SECONDS_BETWEEN_TABLES = 10  # classification.csv is written at most this often while cases are predicted
 # Arrays that together take less than this (float32 of a 128 x 256 x 256 volume) are preprocessed faster than a worker process starts.
 SMALL_ARRAYS_BYTES = 32 * 1024**2
@@ -697,7 +698,7 @@ class nnUNetPredictor:
             if isinstance(outcome, CaseFailure):
                 print(f"ERROR: case {outcome}", flush=True)
                 if table is not None:
-                    table.add(outcome.identifier, f"{type(outcome.error).__name__}: {outcome.error}")
+                    table.add(outcome.identifier, outcome.reason)
 
         executor = ThreadPoolExecutor(max(num_export, 1), thread_name_prefix="export")
         with executor:
@@ -1058,8 +1059,10 @@ class nnUNetPredictor:
         """Class votes of all tiles without the decoder."""
         for slicer in tqdm(slicers, desc="tiles", leave=False, disable=not self.allow_tqdm):
             tile = data[slicer][None].to(self.device).contiguous()
-            copies = [tile, *(torch.flip(tile, axes) for axes in self._mirror_combinations())]
-            outputs = [self._forward(copy, segmentation=False) for copy in copies]
+            copies = [_flipped(tile, axes) for axes in ((), *self._mirror_combinations())]
+            at_once = self._copies_at_once(tile)
+            batches = [torch.cat(copies[start : start + at_once]) for start in range(0, len(copies), at_once)]
+            outputs = [self._forward(batch, segmentation=False) for batch in batches]
             classification.add_tile({name: torch.cat([output[name] for output in outputs]) for name in outputs[0]}, None, None)
 
     def _tile_weights(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
@@ -1085,21 +1088,33 @@ class nnUNetPredictor:
 
     def _mirrored_output(self, x: torch.Tensor, with_classes: bool) -> JointOutput:
         """Averaged segmentation logits ``(1, heads, *tile)``; class logits ``(copies, num_logits)`` of every copy."""
-        first = self._network_output(x, with_classes)
-        # Copies are summed in float32 too, except where the reference's float16 is asked for.
-        logits = first.segmentation if half_accumulation_requested() else first.segmentation.float()
-        if logits.data_ptr() == x.data_ptr():  # a network that hands its input through: what follows works in place
-            logits = logits.clone()
-        classes = {name: [values] for name, values in first.classification.items()}
-        combinations = self._mirror_combinations()
-        for axes in combinations:
-            mirrored = self._network_output(torch.flip(x, axes), with_classes)
-            logits += torch.flip(mirrored.segmentation, axes)
-            for name, values in mirrored.classification.items():
-                classes[name].append(values)
-        if combinations:
-            logits /= len(combinations) + 1
+        mirrorings = [(), *self._mirror_combinations()]
+        at_once = self._copies_at_once(x)
+        logits: torch.Tensor | None = None
+        classes: dict[str, list[torch.Tensor]] = {}
+        for start in range(0, len(mirrorings), at_once):
+            chosen = mirrorings[start : start + at_once]
+            copies = [_flipped(x, axes) for axes in chosen]
+            output = self._network_output(torch.cat(copies) if len(copies) > 1 else copies[0], with_classes)
+            for axes, copy in zip(chosen, output.segmentation.split(1), strict=True):
+                copy = _flipped(copy, axes)
+                if logits is None:
+                    # Copies are summed in float32 too, except where the reference's float16 is asked for.
+                    logits = copy if half_accumulation_requested() else copy.float()
+                    if logits.data_ptr() == x.data_ptr():  # a network that hands its input through: what follows works in place
+                        logits = logits.clone()
+                else:
+                    logits += copy
+            for name, values in output.classification.items():
+                classes.setdefault(name, []).append(values)
+        if len(mirrorings) > 1:
+            logits /= len(mirrorings)
         return JointOutput(logits, {name: torch.cat(values) for name, values in classes.items()})
+
+    def _copies_at_once(self, tile: torch.Tensor) -> int:
+        """How many mirrored copies of a tile go through the network together."""
+        # On the CPU torch has slow convolutions for single images with few channels. Of large tiles a second copy costs too much memory.
+        return 2 if self.device.type == "cpu" and tile[0, 0].numel() <= PAIRED_TILE_VOXELS else 1
 
     def _network_output(self, x: torch.Tensor, with_classes: bool) -> JointOutput:
         """One forward pass; heads only run where classes are wanted, and under deep supervision the finest output counts."""
@@ -1118,6 +1133,11 @@ class nnUNetPredictor:
             print(f"torch.compile failed, the prediction goes on without it. Reason: {type(error).__name__}: {error}")
         self.network = unwrapped_network(self.network)  # outside the handler, which keeps the tensors of the failed attempt alive
         return self.network(x, **parts)
+
+
+def _flipped(x: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
+    """The tensor mirrored along some axes; without any, the tensor itself."""
+    return torch.flip(x, axes) if axes else x
 
 
 def _identifier_of(item: Mapping[str, Any], index: int) -> str:

@@ -23,6 +23,7 @@ def find_input_cases(folder: str, file_ending: str) -> list[list[str]]:
 
     Raises:
         FileNotFoundError: If the folder does not exist or holds no image of this kind.
+        ValueError: If the channels of cases are not numbered from 0000 without gaps; names them all.
     """
     cases = create_lists_from_splitted_dataset_folder(folder, file_ending)
     if not cases:
@@ -31,7 +32,20 @@ def find_input_cases(folder: str, file_ending: str) -> list[list[str]]:
             f"{folder} holds no images for this model. Expected files named CASE_0000{file_ending}, one per channel; "
             f"found {', '.join(others) if others else 'an empty folder'}."
         )
+    wrong = [files for files in cases if not _channels_are_complete(files, file_ending)]
+    if wrong:
+        names = [f"{case_identifier(files, file_ending)} ({', '.join(os.path.basename(file) for file in files)})" for files in wrong]
+        raise ValueError(
+            f"{folder}: channels of {len(wrong)} of {len(cases)} cases are missing: {_shown(names)}. Expected files named "
+            f"CASE_0000{file_ending}, CASE_0001{file_ending}, ... for the channels of the model, from 0000 on without gaps."
+        )
     return cases
+
+
+def _channels_are_complete(files: Sequence[str], file_ending: str) -> bool:
+    """Whether the files of a case, in order, are numbered from 0."""
+    numbers = [int(file.removesuffix(file_ending)[-4:]) for file in files]
+    return numbers == list(range(len(numbers)))
 
 
 def check_part(part_id: int, num_parts: int) -> None:
@@ -41,7 +55,9 @@ def check_part(part_id: int, num_parts: int) -> None:
 
 
 def check_different_folders(input_folder: str | os.PathLike, output_folder: str | os.PathLike) -> None:
-    """Raise ValueError if predictions would be written between the images."""
+    """Raise ValueError if predictions would be written between the images, or the output is no folder."""
+    if os.path.exists(output_folder) and not os.path.isdir(output_folder):
+        raise ValueError(f"{os.fspath(output_folder)} is a file. Give a folder for the predictions; it is made if it does not exist.")
     if os.path.realpath(input_folder) == os.path.realpath(output_folder):
         raise ValueError(f"Input and output are the same folder, {os.fspath(input_folder)}. Choose another folder for the predictions.")
 

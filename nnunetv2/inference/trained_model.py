@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 REFITTED_HEADS, JOINT_HEADS = HEAD_SETS = ("refit", "joint")  # trained after the segmentation, and together with it
+
+
+LONGEST_VALUE = 100  # characters of a value in a message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +68,7 @@ def load_trained_model(
     plans_manager = PlansManager(os.path.join(model_folder, "plans.json"))
     checkpoints = [_with_heads(_read(file), heads, file) for file in files]
     check_same_training(files, checkpoints)
+    check_belongs_to_folder(files[0], checkpoints[0], plans_manager)
 
     first = checkpoints[0]
     configuration_manager = plans_manager.get_configuration(first["init_args"]["configuration"])
@@ -121,18 +126,43 @@ def check_same_training(files: Sequence[Path], checkpoints: Sequence[Mapping[str
         "configuration": lambda c: c["init_args"]["configuration"],
         "plans": lambda c: (c["init_args"].get("plans") or {}).get("plans_name"),
         "mirroring axes": lambda c: c.get("inference_allowed_mirroring_axes"),
-        "classification tasks": lambda c: (c.get("classification") or {}).get("tasks"),
+        "classification tasks": lambda c: (c.get("classification") or {}).get("tasks") or "none",
         "classification heads": lambda c: (c.get("classification") or {}).get("heads"),
     }
     problems = []
     for aspect, value_of in aspects.items():
         values = [_comparable(value_of(checkpoint)) for checkpoint in checkpoints]
         if any(value != values[0] for value in values):
-            problems += [f"  {aspect}: " + "; ".join(f"{file.parent.name} {value}" for file, value in zip(files, values, strict=True))]
+            shown = [f"{file.parent.name} {textwrap.shorten(str(value), LONGEST_VALUE)}" for file, value in zip(files, values, strict=True)]
+            problems.append(f"  {aspect}: " + "; ".join(shown))
     if problems:
         raise ValueError(
             "The checkpoints of these folds come from different trainings and cannot be averaged:\n" + "\n".join(problems) + "\n"
             "Predict with folds of one training only (-f), or train the others again."
+        )
+
+
+def check_belongs_to_folder(file: Path, checkpoint: Mapping[str, Any], plans_manager: PlansManager) -> None:
+    """Raise ValueError if a checkpoint was made by another trainer than its folder is named after, or with other plans than lie there.
+
+    Args:
+        file: ``TRAINER__PLANS__CONFIGURATION/fold_X/checkpoint.pth``; folders with other names are of any trainer.
+        checkpoint: Its content.
+        plans_manager: ``plans.json`` of the folder.
+    """
+    folder = file.absolute().parent.parent
+    parts = folder.name.split("__")
+    plans = checkpoint["init_args"].get("plans") or {}
+    compared = [
+        ("trainer", checkpoint["trainer_name"], parts[0] if len(parts) == 3 else None),
+        ("dataset", plans.get("dataset_name"), plans_manager.plans.get("dataset_name")),
+        ("plans", plans.get("plans_name"), plans_manager.plans.get("plans_name")),
+    ]
+    differing = [f"{what} {found}, not {expected}" for what, found, expected in compared if None not in (found, expected) and found != expected]
+    if differing:
+        raise ValueError(
+            f"{file} is not of the model in {folder}: it was trained with {'; '.join(differing)}. Put the checkpoint back into the folder of "
+            "its own training, or choose that model (-tr, -p, -m)."
         )
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import blosc2
 import numpy as np
 
-from nnunetv2.utilities.file_io import atomic_path
+from nnunetv2.utilities.file_io import atomic_path, save_pickle
 
 MAX_BLOCK_BYTES = 128 * 1024  # fits the second-level cache of a core
 MAX_CHUNK_BYTES = 6 * 1024**2  # fits the share of the third-level cache that a core has
@@ -116,6 +116,43 @@ def write_array(
             urlpath=str(temporary),
             mode="w",
         )
+
+
+def store_case(
+    path_truncated: str,
+    data: np.ndarray,
+    seg: np.ndarray,
+    properties: Mapping[str, Any],
+    layout: tuple[Sequence[int] | None, Sequence[int] | None] = (None, None),
+    layout_seg: tuple[Sequence[int] | None, Sequence[int] | None] = (None, None),
+    filters: Any = None,
+    filters_seg: Any = None,
+    **compression: Any,
+) -> None:
+    """Write the three files of a case. An older version of it stays until the new one is complete.
+
+    The properties go first and come last, so that a case with properties is whole.
+
+    Args:
+        path_truncated: The files without their endings.
+        data: Image ``(C, X, Y, Z)``.
+        seg: Segmentation ``(1, X, Y, Z)``.
+        properties: Plain data.
+        layout: Block and chunk shape of the image.
+        layout_seg: Block and chunk shape of the segmentation.
+        filters: See :func:`write_array`.
+        filters_seg: The same for the segmentation.
+        compression: ``codec`` and ``clevel`` of :func:`write_array`.
+    """
+    with (
+        atomic_path(path_truncated + ".pkl") as properties_file,
+        atomic_path(path_truncated + "_seg.b2nd") as seg_file,
+        atomic_path(path_truncated + ".b2nd") as data_file,
+    ):
+        write_array(data, data_file, *layout, filters=filters, **compression)
+        write_array(seg, seg_file, *layout_seg, filters=filters_seg, **compression)
+        save_pickle(properties, properties_file)
+        remove_case(path_truncated)
 
 
 def select_filter(

@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from os.path import isfile, join
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.preprocessing.settings import check_preprocessed_data
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
-from nnunetv2.training.checkpointing import CheckpointError, load_checkpoint_file
+from nnunetv2.training.checkpointing import newest_checkpoint
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.default_n_proc_DA import usable_cpus
 from nnunetv2.utilities.file_io import load_json
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from nnunetv2.utilities.memory_allocator import keep_freed_memory
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager, check_plans_fit
 
-# Any of them can be continued; of equally old ones the first is taken.
-CHECKPOINTS = (
-    "checkpoint_final.pth",
-    "checkpoint_latest.pth",
-    "checkpoint_best.pth",
-    "checkpoint_best_joint.pth",
-    "checkpoint_best_classification.pth",
-)
 # nnU-Net trains with 250 steps and 50 validation steps in an epoch.
 TRAINING_STEPS_PER_VALIDATION_STEP = 5
 DEVICES = ("cpu", "cuda", "mps")
@@ -88,10 +81,8 @@ def run_training(
     if seed is not None:
         trainer.seed = seed
     _set_head_refit(trainer, head_refit, only_refit_heads)
-    if device.type == "cuda" and torch.__version__.startswith(SLOW_TORCH):
-        trainer.print_to_log_file(
-            f"WARNING: torch {torch.__version__} is known to train 3D networks slowly in mixed precision. Install another release, such as 2.8."
-        )
+    if warning := slow_torch_warning(device):
+        trainer.print_to_log_file(warning)
     if only_refit_heads:
         refit_heads_alone(trainer, pretrained_weights)
         trainer.perform_actual_validation(export_validation_probabilities)
@@ -105,6 +96,16 @@ def run_training(
         trainer.print_to_log_file(f"Validating {trainer.validated_checkpoint}; its results replace those of checkpoint_final.pth.")
         trainer.load_checkpoint(join(trainer.output_folder, trainer.validated_checkpoint))
     trainer.perform_actual_validation(export_validation_probabilities)
+
+
+def slow_torch_warning(device: torch.device) -> str:
+    """What to tell users of a torch release that is slow on this device; empty for others."""
+    if device.type != "cuda" or not torch.__version__.startswith(SLOW_TORCH):
+        return ""
+    return (
+        f"WARNING: torch {torch.__version__} is known to train 3D networks slowly in mixed precision. "
+        "Install another release, such as 2.8."
+    )
 
 
 def _set_head_refit(trainer: nnUNetTrainer, head_refit: str | None, only_refit_heads: bool) -> None:
@@ -166,6 +167,7 @@ def get_trainer_from_args(
 
     Raises:
         FileNotFoundError: If the dataset was not planned with these plans.
+        ValueError: If the plans belong to another dataset, lack the configuration, or the cases were preprocessed by other plans.
         RuntimeError: If there is no such trainer.
     """
     trainer_class = recursive_find_trainer_class_by_name(trainer_name)
@@ -185,8 +187,12 @@ def get_trainer_from_args(
             f"The plans {plans_identifier} of {dataset_name} have no configuration {configuration!r}. Found: "
             f"{', '.join(sorted(plans['configurations']))}."
         )
+    dataset_json = load_json(dataset_file)
+    plans_manager = PlansManager(plans)
+    check_plans_fit(plans_manager, dataset_name, dataset_json, [configuration])
+    check_preprocessed_data(folder, plans_manager, plans_manager.get_configuration(configuration))
     plans["continue_training"] = continue_training
-    return trainer_class(plans=plans, configuration=configuration, fold=fold, dataset_json=load_json(dataset_file), device=device)
+    return trainer_class(plans=plans, configuration=configuration, fold=fold, dataset_json=dataset_json, device=device)
 
 
 def maybe_load_checkpoint(
@@ -197,6 +203,7 @@ def maybe_load_checkpoint(
     Raises:
         RuntimeError: If asked to continue and to start from pretrained weights at once.
         FileNotFoundError: If there is nothing to validate.
+        CheckpointError: If there are checkpoints to continue from, but none that can be read.
     """
     if continue_training and pretrained_weights_file is not None:
         raise RuntimeError("Continuing a training and starting from pretrained weights exclude each other. Leave out --c or -pretrained_weights.")
@@ -218,22 +225,6 @@ def maybe_load_checkpoint(
         if not nnunet_trainer.was_initialized:
             nnunet_trainer.initialize()
         load_pretrained_weights(nnunet_trainer.network, pretrained_weights_file, report=nnunet_trainer.print_to_log_file)
-
-
-def newest_checkpoint(folder: str, report: Callable[[str], None] = print) -> tuple[Path | None, dict[str, Any] | None]:
-    """The checkpoint of a fold that is farthest in the training; damaged files are reported and passed over."""
-    newest: tuple[Path | None, dict[str, Any] | None] = (None, None)
-    for path in (Path(folder, name) for name in CHECKPOINTS):
-        if not path.is_file():
-            continue
-        try:
-            checkpoint = load_checkpoint_file(path, map_location="cpu")
-        except CheckpointError as error:
-            report(f"WARNING: {error}")
-            continue
-        if newest[1] is None or checkpoint["current_epoch"] > newest[1]["current_epoch"]:
-            newest = (path, checkpoint)
-    return newest
 
 
 def _fold(fold: int | str) -> int | str:
@@ -297,8 +288,10 @@ def _prepare_device(device: torch.device) -> None:
         raise RuntimeError("-device cuda, but torch finds no CUDA device. Install a torch with CUDA, or train with -device cpu.")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise RuntimeError("-device mps, but torch finds no Metal device. Train with -device cpu.")
-    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(usable_cpus())
+    if device.type == "cpu":
+        keep_freed_memory()
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(usable_cpus())
     elif device.type == "cuda":
         torch.set_num_threads(1)
         try:

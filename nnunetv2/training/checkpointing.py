@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +16,21 @@ from nnunetv2.utilities.checkpoint_io import CheckpointError, load_checkpoint_fi
 __all__ = [
     "CheckpointError",
     "load_checkpoint_file",
+    "newest_checkpoint",
     "restore_rng_state",
     "rng_state",
     "save_checkpoint_file",
     "tensors_only",
 ]
+
+# Any of them can be continued; of equally old ones the first is taken.
+CHECKPOINTS = (
+    "checkpoint_final.pth",
+    "checkpoint_latest.pth",
+    "checkpoint_best.pth",
+    "checkpoint_best_joint.pth",
+    "checkpoint_best_classification.pth",
+)
 
 
 def rng_state() -> dict[str, Any]:
@@ -49,3 +61,39 @@ def restore_rng_state(state: Mapping[str, Any]) -> None:
     if torch.cuda.is_available():
         for device, cuda_state in zip(range(torch.cuda.device_count()), state["cuda"], strict=False):
             torch.cuda.set_rng_state(cuda_state.cpu(), device)
+
+
+def newest_checkpoint(folder: str | os.PathLike, report: Callable[[str], None] = print) -> tuple[Path | None, dict[str, Any] | None]:
+    """The checkpoint of a fold that is farthest in the training.
+
+    Args:
+        folder: Folder of the fold.
+        report: Told about every checkpoint that cannot be read; the others count.
+
+    Returns:
+        Its path and its content on the CPU; None and None if there is no checkpoint.
+
+    Raises:
+        CheckpointError: If there are checkpoints, but none that can be read: a new training would replace them.
+    """
+    newest: tuple[Path | None, dict[str, Any] | None] = (None, None)
+    unreadable = []
+    for path in (Path(folder, name) for name in CHECKPOINTS):
+        if not path.is_file():
+            continue
+        try:
+            checkpoint = load_checkpoint_file(path, map_location="cpu")
+            if "current_epoch" not in checkpoint:
+                raise CheckpointError(f"{path} is no checkpoint of a training: it lacks current_epoch.")
+        except CheckpointError as error:
+            report(f"WARNING: {error}")
+            unreadable.append(path.name)
+            continue
+        if newest[1] is None or checkpoint["current_epoch"] > newest[1]["current_epoch"]:
+            newest = (path, checkpoint)
+    if unreadable and newest[0] is None:
+        raise CheckpointError(
+            f"None of the checkpoints in {os.fspath(folder)} can be read: {', '.join(unreadable)}. Restore one of them from a backup, "
+            "or remove them to train from the start."
+        )
+    return newest

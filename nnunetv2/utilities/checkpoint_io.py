@@ -142,8 +142,8 @@ def _found(error: pickle.UnpicklingError) -> str:
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:
     """The error for a file that is no complete checkpoint."""
-    first_line = (str(error).splitlines() or [""])[0]
+    reason = (str(error).splitlines() or [""])[0].split(". ")[0].rstrip(".") or type(error).__name__
     return CheckpointError(
-        f"Checkpoint {path} cannot be read ({path.stat().st_size} bytes): it is damaged or incomplete, for example after a full disk or an "
-        f"interrupted copy. Use another checkpoint of the same folder. Cause: {type(error).__name__}: {first_line}"
+        f"Checkpoint {path} cannot be read ({path.stat().st_size} bytes; {reason}). It is damaged or incomplete, for example after a full disk "
+        "or an interrupted copy. Copy it again, or use another checkpoint of the same folder."
     )

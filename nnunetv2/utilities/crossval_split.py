@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 from warnings import catch_warnings, simplefilter
 
 import numpy as np
@@ -74,7 +75,7 @@ def generate_stratified_split(
     try:
         with catch_warnings():
             simplefilter("ignore", UserWarning)  # of strata with few members; the classes that suffer are named below
-            folds = list(StratifiedGroupKFold(n_splits, shuffle=True, random_state=seed).split(cases, strata, group_of))
+            folds = list(StratifiedGroupKFold(n_splits).split(cases, strata, _shuffled_numbers(group_of, seed)))
         if any(len(validation) == 0 or len(training) == 0 for training, validation in folds):
             raise ValueError("a fold is empty")
     except ValueError as error:
@@ -82,6 +83,18 @@ def generate_stratified_split(
         folds = list(GroupKFold(n_splits).split(cases, groups=group_of))
     splits = [_split(cases, training, validation) for training, validation in folds]
     return splits, warnings + _absent_classes(splits, case_labels)
+
+
+def check_splits(splits: Any, file: str) -> None:
+    """Raise ValueError unless the content of ``splits_final.json`` is a list of folds."""
+    parts = ("train", "val")
+    is_list = isinstance(splits, list) and len(splits) > 0
+    if is_list and all(isinstance(fold, Mapping) and all(isinstance(fold.get(part), list) for part in parts) for fold in splits):
+        return
+    raise ValueError(
+        f"{file} does not hold folds. Expected a list with one entry for each fold, "
+        '[{"train": ["case_001", ...], "val": ["case_002", ...]}, ...]. Correct it, or remove it so that it is made anew.'
+    )
 
 
 def split_beyond_file(keys: Sequence[str], fold: int, groups: Mapping[str, str] | None = None) -> tuple[list[str], list[str]]:
@@ -105,6 +118,19 @@ def _merged_strata(cases: np.ndarray, case_labels: CaseLabels, group_of: np.ndar
         groups_by_stratum.setdefault(name, set()).add(group)
     merged = ["(rare)" if len(groups_by_stratum[name]) < n_splits else name for name in names]
     return np.unique(merged, return_inverse=True)[1]
+
+
+def _shuffled_numbers(group_of: np.ndarray, seed: int) -> np.ndarray:
+    """Number of each case's group in a shuffled order of the groups.
+
+    ``StratifiedGroupKFold(shuffle=True)`` of scikit-learn up to 1.7 mixes up which group holds which classes, so that its folds
+    are not stratified. With groups numbered in this order every release gives, without shuffling, the folds that later ones
+    give with it.
+    """
+    groups, group_index = np.unique(group_of, return_inverse=True)
+    order = np.arange(len(groups))
+    np.random.RandomState(seed).shuffle(order)
+    return np.argsort(order)[group_index]
 
 
 def _absent_classes(splits: Sequence[Split], case_labels: CaseLabels) -> list[str]:

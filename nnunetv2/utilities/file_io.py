@@ -6,11 +6,13 @@ old file or none. Pickles are read by an unpickler that knows plain containers, 
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
 import pickle
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,10 @@ from typing import Any
 from nnunetv2.utilities.json_export import json_ready
 
 TEMPORARY_PREFIX = ".tmp-"
+# A full disk, a used up quota, the largest file that the system or the user's limits allow.
+NO_SPACE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Libraries that write in blocks fail with messages of their own as soon as less than a block is left.
+FULL_DISK_BYTES = 64 * 1024
 
 # What may be named in a pickle that we read: nothing that does anything beyond holding data.
 _ALLOWED_BUILTINS = frozenset(
@@ -33,20 +39,56 @@ _ALLOWED_NUMPY = {
 }
 
 
+class DiskFullError(OSError):
+    """A file could not be written because there is no space for it."""
+
+    def __str__(self) -> str:
+        return (
+            f"Cannot write {self.filename}: {self.strerror or 'no space left on device'}. Nothing of it was kept. "
+            "Free some space, or choose a folder on another disk, and run the command again."
+        )
+
+
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary name to write to; on leaving the block it becomes `path`, after an error it is removed.
 
     The temporary file lies in the same folder and ends like `path`, because writers choose the format by the ending.
+
+    Raises:
+        FileNotFoundError: If the folder does not exist.
+        DiskFullError: Naming `path`, in place of whatever the writer raised because the disk was full.
     """
     path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"Cannot write {path}: the folder {path.parent} does not exist.")
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
     try:
         yield temporary
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
+        number = _no_space_error(error, path.parent)  # before the removal makes room again
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename == os.fspath(temporary):
+            error.filename = os.fspath(path)
+        if number is not None and not isinstance(error, DiskFullError):
+            raise DiskFullError(number, os.strerror(number).lower(), os.fspath(path)) from error
         raise
+
+
+def _no_space_error(error: BaseException, folder: Path) -> int | None:
+    """The system's number of the error if writing into a folder failed for want of space, else None."""
+    if isinstance(error, OSError) and error.errno in NO_SPACE_ERRORS:
+        return error.errno
+    if not isinstance(error, Exception) or not folder.is_dir():
+        return None
+    return errno.ENOSPC if shutil.disk_usage(folder).free < FULL_DISK_BYTES else None
+
+
+def copy_file(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Copy a file; the target is never seen half written."""
+    with atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def load_json(path: str | os.PathLike[str]) -> Any:

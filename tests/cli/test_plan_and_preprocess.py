@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_datasets import SUBTYPE, write_tiny_dataset
+from tiny_datasets import PLANNER, PLANS, SUBTYPE, write_tiny_dataset
 
 from nnunetv2.cli.arguments import run_command
 from nnunetv2.cli.plan_and_preprocess import (
@@ -42,14 +42,14 @@ def quick_fingerprint(tiny: Path) -> Path:
     return tiny
 
 
-def message(capsys: pytest.CaptureFixture[str], command, *arguments: str) -> str:
-    """What a failing command says on stderr; its exit status must be 1."""
+def message(capsys: pytest.CaptureFixture[str], command, *arguments: str, said: str = "") -> str:
+    """First line of what a failing command says on stderr; its exit status must be 1 and the whole must hold `said`."""
     with pytest.raises(SystemExit) as stop:
         command([*arguments])
     assert stop.value.code == 1
-    said = capsys.readouterr().err
-    assert "Traceback" not in said
-    return next(line for line in said.splitlines() if line.startswith("Error: "))
+    error = capsys.readouterr().err
+    assert "Traceback" not in error and said in error
+    return next(line for line in error.splitlines() if line.startswith("Error: "))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -78,6 +78,51 @@ def test_an_unknown_dataset_is_one_line(command, dataset, said, nnunet_folders, 
 def test_a_missing_environment_variable_is_one_line(command, nnunet_folders, monkeypatch, capsys) -> None:
     monkeypatch.delenv("nnUNet_raw")
     assert "nnUNet_raw" in message(capsys, command, "-d", "Dataset007_Tiny")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"labels": None}, "'labels' is missing"),
+        ({"numTraining": None}, "'numTraining' is missing"),
+        ({"numTraining": "4"}, "'numTraining' is '4'"),
+        ({"channel_names": None}, "'channel_names' is missing"),
+        ({"labels": {"background": 0, "organ": 1, "lesion": 3}}, "must be consecutive"),
+        ([], "one JSON object"),
+    ],
+)
+@pytest.mark.parametrize("command", [extract_fingerprint_entry, plan_experiment_entry])
+def test_a_wrong_dataset_json_is_found_before_anything_is_computed(command, change, said, quick_fingerprint, nnunet_folders, capsys):
+    path = nnunet_folders["raw"] / DATASET / "dataset.json"
+    content = json.loads(path.read_text())
+    content = {k: v for k, v in (content | change).items() if v is not None} if isinstance(change, dict) else change
+    path.write_text(json.dumps(content))
+    assert "dataset.json cannot be used" in message(capsys, command, "-d", "7", said=said)
+
+
+def test_labels_of_regions_may_have_gaps(quick_fingerprint, nnunet_folders) -> None:
+    path = nnunet_folders["raw"] / DATASET / "dataset.json"
+    regions = {"labels": {"background": 0, "whole": [1, 2, 4], "core": [2, 4], "enhancing": 4}, "regions_class_order": [1, 2, 4]}
+    path.write_text(json.dumps(json.loads(path.read_text()) | regions))
+    plan_experiment_entry(["-d", "7", "-pl", PLANNER])
+    assert (quick_fingerprint / f"{PLANS}.json").is_file()
+
+
+def test_verbose_says_what_was_found_in_every_case(tiny, capsys) -> None:
+    extract_fingerprint_entry(["-d", "7", "-np", "1", "--verbose", "--no_pbar"])
+    assert "case_003: (20, 24, 22) voxels of [1.0, 1.0, 1.0] mm, cropped to 100.0 %" in capsys.readouterr().out
+    extract_fingerprint_entry(["-d", "7", "-np", "1", "--clean", "--no_pbar"])
+    assert "case_003" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["plan_and_preprocess", "extract_fingerprint", "plan_experiment", "preprocess"])
+def test_a_number_of_processes_that_is_no_number_is_one_line(command, tiny) -> None:
+    code = f"from nnunetv2.cli import plan_and_preprocess as cli; cli.{command}_entry(['-d', '7'])"
+    environment = {**os.environ, "nnUNet_def_n_proc": "abc"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("Error: The environment variable nnUNet_def_n_proc is 'abc'")
+    assert "Traceback" not in done.stderr
 
 
 def test_an_unknown_planner_is_one_line(quick_fingerprint, capsys) -> None:

@@ -18,7 +18,8 @@ def models(tmp_path_factory) -> Path:
     results = tmp_path_factory.mktemp("results")
     folder = results / "Dataset999_Tiny"
     write_model(folder / "nnUNetTrainer__nnUNetPlans__3d_fullres")
-    write_model(folder / "nnUNetTrainerMultitask__nnUNetPlans__3d_fullres", classification=True)
+    multitask = "nnUNetTrainerMultitask"
+    write_model(folder / f"{multitask}__nnUNetPlans__3d_fullres", classification=True, trainer_name=multitask)
     return results
 
 
@@ -121,7 +122,8 @@ def test_a_broken_case_is_reported_at_the_end(models, folders, capsys) -> None:
         (["--save_cls", "--cls_only", "--save_probabilities"], "needs the segmentations"),
         (["--save_cls", "--cls_only", "--cls_aggregation", "evidence"], "needs the segmentations"),
         (["-step_size", "0"], "larger than 0"),
-        (["-f", "first"], "number or all"),
+        (["-f", "first"], "is no fold"),
+        (["-f", "-1"], "0 or a higher whole number"),
         (["--sav_probabilities"], "unrecognized"),
     ],
 )

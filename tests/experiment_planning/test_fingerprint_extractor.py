@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from nnunetv2.experiment_planning.dataset_fingerprint import intensity_statistics
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 from nnunetv2.experiment_planning.dataset_fingerprint.intensity_statistics import (
     PIECE,
@@ -16,7 +17,6 @@ from nnunetv2.experiment_planning.dataset_fingerprint.intensity_statistics impor
     draw_foreground_samples,
     intensity_properties,
 )
-from nnunetv2.imageio.label_values import RoundedLabelsWarning
 from nnunetv2.scheduling import CaseErrors
 
 
@@ -96,6 +96,16 @@ def test_sums_far_longer_than_a_piece_equal_those_of_numpy() -> None:
     assert properties == plain_properties([np.asarray(lazy[0]), np.asarray(lazy[1]), voxels[:1000]])
 
 
+def test_before_numpy_2_3_buffers_are_summed_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intensity_statistics, "sums_whole_arrays", lambda: False)
+    values = np.random.RandomState(0).lognormal(5, 2, size=2 * PIECE + 9000).astype(np.float32)
+    expected = np.float32(0)
+    for start in range(0, len(values), 8192):
+        expected += np.add.reduce(values[start : start + 8192])
+    pieces = iter(np.split(values, [PIECE, 2 * PIECE]))
+    assert intensity_statistics.streamed_sum(lambda count: next(pieces), len(values), lambda piece: piece) == expected
+
+
 def test_the_file_holds_shapes_after_cropping_and_sorted_keys(write_raw_dataset, folders) -> None:
     images, segmentations = zip(*(case(seed, channels=2) for seed in range(3)), strict=True)
     raw = write_raw_dataset(images, segmentations, spacing=(2.5, 1.0, 0.5))
@@ -158,15 +168,25 @@ def test_all_broken_cases_are_named_at_once(write_raw_dataset) -> None:
     message = str(error.value)
     assert "case_00" not in message
     assert "case_01.nii.gz" in next(line for line in message.splitlines() if "case_01" in line)
-    assert "different shapes" in next(line for line in message.splitlines() if "case_02" in line)
+    assert "shapes differ" in next(line for line in message.splitlines() if "case_02" in line)
     assert "whole numbers" in next(line for line in message.splitlines() if "case_03" in line)
 
 
-def test_labels_that_are_almost_whole_are_rounded(write_raw_dataset) -> None:
+@pytest.mark.parametrize(("value", "said"), [(np.nan, "1 NaN"), (np.inf, "1 infinite")])
+def test_voxels_that_are_not_finite_are_found_although_itk_reads_them_as_zero(write_raw_dataset, value: float, said: str) -> None:
+    images, segmentations = (list(arrays) for arrays in zip(*(case(seed, channels=2) for seed in range(2)), strict=True))
+    images[1][1, 0, 0, 0] = value
+    raw = write_raw_dataset(images, segmentations)
+    with pytest.raises(CaseErrors, match=f"case_01.*{said}") as error:
+        extract(raw)
+    assert "case_01_0001.nii.gz" in str(error.value) and "case_00" not in str(error.value)
+
+
+def test_labels_that_are_almost_whole_are_rounded(write_raw_dataset, capsys) -> None:
     image, segmentation = case(0)
     raw = write_raw_dataset([image], [segmentation * np.float32(1.0000153) + np.float32(0.0001) * (segmentation == 0)])
-    with pytest.warns(RoundedLabelsWarning):
-        fingerprint = extract(raw)
+    fingerprint = extract(raw)
+    assert "WARNING: Case case_00.nii.gz: the segmentation holds values that are not quite whole" in capsys.readouterr().out
     expected = plain_properties([plain_samples(image, segmentation, 300_000)[0]])
     assert fingerprint["foreground_intensity_properties_per_channel"]["0"] == expected
 

@@ -93,20 +93,35 @@ def infer_folder_is_clean(folder: Path) -> bool:
     return {path.suffix for path in folder.iterdir()} == {".b2nd", ".pkl"}
 
 
-def test_an_interrupted_preprocessing_leaves_no_claim_about_its_settings(planned: Path, nnunet_folders) -> None:
+def test_a_failed_preprocessing_keeps_older_cases_but_says_that_it_is_not_complete(planned: Path, nnunet_folders) -> None:
     preprocess_dataset(7, configurations=["2d"], num_processes=1, show_progress_bar=False)
-    settings = planned / "nnUNetPlans_2d.settings.json"
-    assert settings.exists()
+    settings, folder = planned / "nnUNetPlans_2d.settings.json", planned / "nnUNetPlans_2d"
+    assert json.loads(settings.read_text())["complete"]
+    before = {path.name: path.read_bytes() for path in folder.glob("case_001*")}
     (nnunet_folders["raw"] / DATASET / "imagesTr" / "case_001_0000.nii.gz").write_bytes(b"broken")
     with pytest.raises(RuntimeError, match="case_001"):
         preprocess_dataset(7, configurations=["2d"], num_processes=1, show_progress_bar=False)
-    assert not settings.exists()
+    assert not json.loads(settings.read_text())["complete"]
+    assert {path.name: path.read_bytes() for path in folder.glob("case_001*")} == before and len(before) == 3
 
 
 def test_plans_must_be_those_of_the_dataset(planned: Path) -> None:
     change_json(planned / "nnUNetPlans.json", dataset_name="Dataset001_Other")
     with pytest.raises(ValueError, match="Dataset001_Other"):
         preprocess_dataset(7, num_processes=1)
+
+
+def test_only_the_configurations_asked_for_must_fit_the_channels(planned: Path) -> None:
+    plans = json.loads((planned / "nnUNetPlans.json").read_text())
+    # as planning again after a change of the channels keeps it
+    plans["configurations"]["of_old"] = plans["configurations"]["2d"] | {
+        "normalization_schemes": ["NoNormalization"] * 2,
+        "use_mask_for_norm": [False] * 2,
+    }
+    change_json(planned / "nnUNetPlans.json", **plans)
+    preprocess_dataset(7, configurations=["2d"], num_processes=1, show_progress_bar=False)
+    with pytest.raises(ValueError, match="normalise 2 channels in configuration of_old"):
+        preprocess_dataset(7, configurations=["of_old"], num_processes=1, show_progress_bar=False)
 
 
 def test_processes_are_given_once_or_for_each_configuration(planned: Path) -> None:

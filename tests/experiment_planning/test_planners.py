@@ -301,6 +301,26 @@ def test_images_without_room_for_a_network_are_refused(write_planning_inputs: Wr
         plan(write_planning_inputs, ExperimentPlanner, dict(spacings=[(1, 1, 1)], shape=(6, 7, 7), num_training=10))
 
 
+def test_thin_volumes_are_planned_in_3d_where_their_slices_are_too_small(write_planning_inputs: WriteInputs, capsys) -> None:
+    thin = dict(spacings=[(1, 1, 1)], shape=(64, 10, 7), num_training=10)
+    configurations = plan(write_planning_inputs, ExperimentPlanner, thin)["configurations"]
+    # as nnU-Net 2.8.1 plans it, which writes a 2d network of one stage besides
+    assert list(configurations) == ["3d_fullres"]
+    assert configurations["3d_fullres"]["patch_size"] == [64, 10, 7]
+    assert configurations["3d_fullres"]["architecture"]["arch_kwargs"]["strides"] == [[1, 1, 1], [2, 2, 1], [2, 1, 1], [2, 1, 1]]
+    assert "2d is left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [{"train": ["a"], "val": ["b"]}, [{"train": ["a"]}], [{"train": "a", "val": "b"}], [["a"]]])
+def test_splits_of_another_form_are_refused(write_planning_inputs: WriteInputs, folders, content) -> None:
+    name = write_planning_inputs(**INPUTS["A"])
+    (folders["nnUNet_raw"] / name / "splits_final.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="does not hold folds"):
+        ExperimentPlanner(name).plan_experiment()
+    assert not (folders["nnUNet_preprocessed"] / name / "splits_final.json").exists()
+    assert not (folders["nnUNet_preprocessed"] / name / "nnUNetPlans.json").exists()
+
+
 def test_a_missing_fingerprint_names_the_command_that_makes_it(write_planning_inputs: WriteInputs, folders) -> None:
     name = write_planning_inputs(**INPUTS["A"])
     (folders["nnUNet_preprocessed"] / name / "dataset_fingerprint.json").unlink()

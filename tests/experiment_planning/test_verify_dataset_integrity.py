@@ -64,11 +64,17 @@ def problems_of(folder: Path) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("num_processes", [1, 2])
-def test_a_sound_dataset_passes(dataset: Path, num_processes: int, capsys: pytest.CaptureFixture[str]) -> None:
-    verify_dataset_integrity(str(dataset), num_processes)
+def assert_passes(folder: Path, capsys: pytest.CaptureFixture[str], num_processes: int = 1) -> None:
+    """Verified to the end, without a warning."""
+    capsys.readouterr()
+    verify_dataset_integrity(str(folder), num_processes)
     printed = capsys.readouterr().out
     assert "Done" in printed and "Warnings" not in printed
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_sound_dataset_passes(dataset: Path, num_processes: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert_passes(dataset, capsys, num_processes)
 
 
 def test_all_problems_are_reported_at_once_by_case(dataset: Path) -> None:
@@ -203,18 +209,23 @@ def test_problems_of_dataset_json(dataset: Path, changes: dict, expected: str) -
     assert expected in problems_of(dataset)
 
 
-def test_the_old_name_of_channel_names_is_accepted(dataset: Path) -> None:
+def test_the_old_name_of_channel_names_is_accepted(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_dataset_json(dataset, channel_names=None, modality={"0": "T1", "1": "T2"})
-    verify_dataset_integrity(str(dataset), 1)
+    assert_passes(dataset, capsys)
+    write_dataset_json(dataset, channel_names=None, modality={"0": "T1"})  # it is counted, not just let through
+    assert "dataset.json declares 1" in problems_of(dataset)
 
 
-def test_regions_and_ignore_label_are_expected_labels(dataset: Path) -> None:
+def test_regions_and_ignore_label_are_expected_labels(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     labels = {"background": 0, "whole": [1, 2], "lesion": [2], "ignore": 3}
     write_dataset_json(dataset, labels=labels, regions_class_order=[1, 2])
     seg = some_labels()
     seg[4] = 3
     save(dataset / "labelsTr" / "case_1.nii.gz", seg)
-    verify_dataset_integrity(str(dataset), 1)
+    assert_passes(dataset, capsys)
+    del labels["ignore"]
+    write_dataset_json(dataset, labels=labels, regions_class_order=[1, 2])
+    assert "does not declare: 3" in problems_of(dataset)
 
 
 def test_missing_dataset_json_or_folders(dataset: Path, tmp_path: Path) -> None:
@@ -237,15 +248,18 @@ def test_cases_can_be_listed_in_dataset_json(dataset: Path, monkeypatch: pytest.
     assert "second:" in text and "absent_0001.nii.gz" in text and "labelsTr/absent.nii.gz" in text and "first:" not in text
 
 
-def test_colour_images_count_as_three_channels(tmp_path: Path) -> None:
+def test_colour_images_count_as_three_channels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("imagesTr", "labelsTr"):
         (tmp_path / name).mkdir()
     pixels = np.random.default_rng(0).integers(0, 255, (20, 30, 3)).astype(np.uint8)
     skimage_io.imsave(str(tmp_path / "imagesTr" / "a_0000.png"), pixels)
     skimage_io.imsave(str(tmp_path / "labelsTr" / "a.png"), (pixels[..., 0] > 99).astype(np.uint8), check_contrast=False)
     names = {"0": "R", "1": "G", "2": "B"}
-    write_dataset_json(tmp_path, channel_names=names, file_ending=".png", numTraining=1, labels={"background": 0, "bright": 1})
-    verify_dataset_integrity(str(tmp_path), 1)
+    rest = {"file_ending": ".png", "numTraining": 1, "labels": {"background": 0, "bright": 1}}
+    write_dataset_json(tmp_path, channel_names=names, **rest)
+    assert_passes(tmp_path, capsys)
+    write_dataset_json(tmp_path, channel_names={"0": "grey"}, **rest)
+    assert "declares 1" in problems_of(tmp_path)
 
 
 # --- classification ---------------------------------------------------------------------------------------------------

@@ -53,6 +53,10 @@ def test_opposite_infinities_do_not_cancel() -> None:
         check_finite(np.array([[np.inf, -np.inf]]), "case_1")
 
 
-def test_large_finite_voxels_are_fine() -> None:
-    check_finite(np.full((1, 4), np.finfo(np.float64).max), "case_1")
+def test_large_finite_voxels_are_not_taken_for_infinite_ones() -> None:
+    image = np.full((1, 4), np.finfo(np.float64).max)  # whose sum is infinite
+    check_finite(image, "case_1")
     check_finite(np.full((1, 4), 7), "case_1")
+    image[0, 2] = np.inf
+    with pytest.raises(ValueError, match="1 infinite"):
+        check_finite(image, "case_1")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
 from nnunetv2.imageio.nifti_file import check_nifti_is_complete, check_stored_values_are_finite
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
@@ -30,8 +31,11 @@ def file(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return file
 
 
-def test_complete_files_pass(file: Path) -> None:
+def test_complete_files_pass_and_are_read(file: Path) -> None:
     check_nifti_is_complete(str(file))
+    voxels = NibabelIO().read_images([str(file)])[0][0]  # ITK does not read NIfTI-2
+    # nibabel names the axes x, y, z; ITK's arrays have them the other way round.
+    np.testing.assert_array_equal(voxels, VOXELS if file.name.startswith("itk") else VOXELS.T)
 
 
 @pytest.mark.parametrize("missing", [20, 500, 4000])

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import pickle
 import shutil
 import subprocess
 import sys
+import warnings
 import weakref
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from tiny_models import CLASSIFICATION, dataset_json, plans, random_network, wri
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.inference import data_iterators, predict_from_raw_data
 from nnunetv2.inference.predict_from_raw_data import ClassificationOptions, nnUNetPredictor
+from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from nnunetv2.scheduling import CaseErrors
 from nnunetv2.utilities.checkpoint_io import CheckpointError
 from nnunetv2.utilities.file_io import load_properties
@@ -623,6 +626,63 @@ def test_folds_vote_equally_for_the_class(joint_model, images, tmp_path, tasks) 
         for name in tasks:
             mean = (tables[0][identifier][name] + tables[1][identifier][name]) / 2
             np.testing.assert_allclose(tables[2][identifier][name], mean, atol=1e-6)
+
+
+@pytest.mark.parametrize("aggregation", ["evidence", "mean"])
+def test_every_tile_and_mirrored_copy_votes_for_the_class(joint_model, tasks, aggregation) -> None:
+    predictor = predictor_of(joint_model, (0,))
+    data = torch.randn(1, 24, 16, 30, generator=torch.Generator().manual_seed(0))
+    data[:, :12, :, 20:] *= 5
+    data[:, 12:] += torch.linspace(0, 20, 30)
+    _, classes = predictor.predict_logits_and_classes_from_preprocessed_data(data, ClassificationOptions(aggregation=aggregation))
+    tile_weights = compute_gaussian((16, 16, 16), 1.0 / 8, 10, torch.float32, CPU)
+    axes = [axes for count in range(4) for axes in itertools.combinations((2, 3, 4), count)]
+    votes, masses = [], []
+    for x, z in itertools.product((0, 8), (0, 7, 14)):
+        tile = data[None, :, x : x + 16, :, z : z + 16]
+        with torch.no_grad():
+            outputs = [predictor.network(torch.flip(tile, flipped)) for flipped in axes]
+        votes.append(torch.cat([output.classification["subtype"].softmax(1) for output in outputs]).mean(0).double().numpy())
+        segmentation = sum(torch.flip(output.segmentation, flipped) for output, flipped in zip(outputs, axes)) / 8
+        lesion = segmentation.softmax(1)[0, 2]
+        masses.append(float((lesion * tile_weights).sum()) if aggregation == "evidence" else 1.0)
+    assert np.ptp(votes, axis=0).max() > 0.01  # tiles disagree, so that leaving one out shows
+    np.testing.assert_allclose(classes["subtype"], np.average(votes, axis=0, weights=masses), atol=1e-5)
+
+
+def test_arrays_are_predicted_like_files_by_several_folds_with_heads(joint_model, images, tmp_path, tasks) -> None:
+    predictor = predictor_of(joint_model, (0, 1), use_mirroring=False)
+    files = [[str(images / f"case_{i}_0000.nii.gz")] for i in range(2)]
+    arrays, properties = zip(*[SimpleITKIO().read_images(f) for f in files])
+    expected = predictor.predict_from_files(files, None, save_classification=tmp_path / "table.csv")
+    rows = list(read_classification_csv(tmp_path / "table.csv", tasks).values())
+    several = predictor.predict_from_list_of_npy_arrays(list(arrays), None, list(properties), None)
+    for index, (array, entry) in enumerate(zip(arrays, properties)):
+        case = predictor.predict_case(array, entry, return_probabilities=False)
+        for segmentation in (several[index], predictor.predict_single_npy_array(array, entry), case.segmentation):
+            np.testing.assert_array_equal(segmentation, expected[index])
+        for name, prediction in case.classification.items():
+            np.testing.assert_allclose(list(prediction.probabilities.values()), rows[index][name], atol=1e-6)
+
+
+def test_names_and_tables_beside_the_images_decide_no_class(joint_model, images, tmp_path, tasks) -> None:
+    source = tmp_path / "images"
+    source.mkdir()
+    names = ["a", "subtype_b", "c_3", "x;y", "G1", "0"]
+    for name in names:
+        shutil.copy(images / "case_0_0000.nii.gz", source / f"{name}_0000.nii.gz")
+    rows = "".join(f"{name},{'abc'[i % 3]},none,G{i % 3 + 1}\n" for i, name in enumerate(names))
+    for folder in (source, tmp_path):
+        (folder / "labels.csv").write_text("identifier,subtype,findings,grade\n" + rows)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the table is passed over
+        predictor_of(joint_model, use_mirroring=False).predict_from_files(str(source), str(tmp_path / "out"), save_classification=True)
+    table = read_classification_csv(tmp_path / "out" / "classification.csv", tasks)
+    assert set(table) == set(names)
+    for row in table.values():
+        for name in tasks:
+            np.testing.assert_array_equal(row[name], table["a"][name])
+            assert 0 < row[name].min() and row[name].max() < 1
 
 
 def test_one_tile_without_mirroring_gives_the_heads_own_probabilities(joint_model) -> None:

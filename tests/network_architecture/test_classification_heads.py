@@ -91,10 +91,15 @@ def test_a_joint_step_under_autocast_has_finite_gradients(pooling: str) -> None:
     assert gradients and all(torch.isfinite(gradient).all() for gradient in gradients)
 
 
-def test_float16_features_whose_sum_overflows_have_a_finite_mean() -> None:
-    maps = [torch.full((1, channels, 8, 8, 8), 2000.0, dtype=torch.float16) for channels in CHANNELS]  # sum 1e6 > 65504
-    pooled = heads()["subtype"].pool(maps)
-    assert torch.equal(pooled, torch.full_like(pooled, 2000))
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_float16_features_whose_sum_overflows_are_pooled_as_in_float32(pooling: str) -> None:
+    maps = [(2000 + 2 * feature).half() for feature in features()]  # sum over the finest stage 1e6, float16 ends at 65504
+    head = heads(pooling)["subtype"]
+    logits = lesion_at((0, 1, 2), (4, 4, 4)).half()
+    pooled, expected = head.pool(maps, logits), head.pool([feature.float() for feature in maps], logits.float())
+    assert pooled.dtype == torch.float32 and torch.isfinite(pooled).all()
+    # Means between 1024 and 2048 are whole numbers in float16.
+    torch.testing.assert_close(pooled, expected, rtol=1e-5, atol=1e-4)
 
 
 def test_mean_max_pools_what_its_name_says() -> None:
@@ -116,6 +121,15 @@ def test_heads_are_small_and_without_batch_norm() -> None:
         for head in build_heads(TASKS, (320, 320, 320), pooling=pooling, labels=LABELS).values():
             assert head.hidden.out_features == 64
             assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in head.modules())
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_a_sample_is_classified_the_same_whatever_else_is_in_the_batch(pooling: str) -> None:
+    maps, logits = features(), lesion_at((0, 1, 2), (4, 4, 4))
+    for name, head in heads(pooling).items():
+        head.dropout.probability = 0.0
+        alone = head.train()([feature[:1] for feature in maps], logits[:1])
+        torch.testing.assert_close(head(maps, logits)[:1], alone, msg=name)
 
 
 def test_attention_can_single_out_a_voxel() -> None:

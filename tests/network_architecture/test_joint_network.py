@@ -35,7 +35,8 @@ def test_parameter_names_of_the_segmentation_do_not_change() -> None:
     expected = list(network.state_dict())
     found = list(joint(network).state_dict())
     assert found[: len(expected)] == expected
-    assert all(key.startswith(("classification_heads.task_type.", "classification_heads.task_train.")) for key in found[len(expected) :])
+    heads = build_heads(TASKS, encoder_channels(network)).items()
+    assert found[len(expected) :] == [f"classification_heads.task_{name}.{key}" for name, head in heads for key in head.state_dict()]
 
 
 def test_without_heads_nothing_is_wrapped() -> None:

@@ -137,7 +137,8 @@ class TestArrays:
     def test_large_labels_get_int16(self) -> None:
         data, seg = image_and_seg()
         seg[seg == 2] = 200
-        assert run_on_arrays(data, seg, [1.0, 1.0, 1.0])[1].dtype == np.int16
+        labels = DATASET_JSON | {"labels": {"background": 0, "a": 1, "b": 200}}
+        assert run_on_arrays(data, seg, [1.0, 1.0, 1.0], dataset_json=labels)[1].dtype == np.int16
 
     def test_a_subclass_changes_the_segmentation(self) -> None:
         class OneLabel(DefaultPreprocessor):
@@ -204,6 +205,26 @@ class TestClassLocations:
         assert len(properties["class_locations"][(-1, 0, 1, 2)]) == (seg != 3).sum()
 
 
+def test_labels_above_the_declared_ones_are_an_error() -> None:
+    data, seg = image_and_seg()
+    seg[0, 4, 5, 5], seg[0, 4, 5, 6] = 5, 3
+    with pytest.raises(ValueError, match="holds 3, 5, but dataset.json declares the labels 0, 1, 2"):
+        run_on_arrays(data, seg, [1.0, 1.0, 1.0])
+    seg[seg == 5] = 3
+    with_ignore = DATASET_JSON | {"labels": {**DATASET_JSON["labels"], "ignore": 3}}
+    assert run_on_arrays(data, seg, [1.0, 1.0, 1.0], dataset_json=with_ignore)[1].max() == 3
+
+
+def test_a_preprocessor_of_ones_own_may_replace_labels_that_are_not_declared() -> None:
+    class MergesLabels(DefaultPreprocessor):
+        def modify_seg_fn(self, seg, plans_manager, dataset_json, configuration_manager):
+            return np.minimum(seg, 2)
+
+    data, seg = image_and_seg()
+    seg[0, 4, 5, 5] = 7
+    assert run_on_arrays(data, seg, [1.0, 1.0, 1.0], preprocessor=MergesLabels(verbose=False))[1].max() == 2
+
+
 @pytest.fixture
 def raw_dataset(nnunet_folders: dict[str, Path]) -> Path:
     """Three cases and their plans; returns the preprocessed folder of the dataset."""
@@ -268,12 +289,13 @@ class TestDataset:
         with pytest.raises(CaseErrors, match=r"(?s)1 of 3 cases failed.*case_1_0000\.nrrd.*1 infinite"):
             run_dataset()
         folder = raw_dataset / "nnUNetPlans_3d_fullres"
-        assert infer_dataset_class(str(folder)).get_identifiers(str(folder)) == ["case_0", "case_2"]
+        # What an earlier run made of it is not lost.
+        assert infer_dataset_class(str(folder)).get_identifiers(str(folder)) == ["case_0", "case_1", "case_2"]
 
     def test_labels_on_another_grid_are_named(self, raw_dataset: Path, nnunet_folders: dict[str, Path]) -> None:
         label = nnunet_folders["raw"] / "Dataset001_Tiny" / "labelsTr" / "case_2.nrrd"
         write_image(np.zeros((6, 8, 9), np.uint8), label)
-        with pytest.raises(CaseErrors, match=r"case_2\.nrrd has the shape \(6, 8, 9\)"):
+        with pytest.raises(CaseErrors, match=r"shapes differ: case_2_0000\.nrrd has .* case_2\.nrrd has \(6, 8, 9\)"):
             run_dataset()
 
     def test_missing_plans_are_named(self, raw_dataset: Path) -> None:

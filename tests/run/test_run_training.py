@@ -12,7 +12,8 @@ import torch
 from tiny_datasets import PLANS
 from tiny_trainings import CPU, same
 
-from nnunetv2.run.run_training import _run_options, get_trainer_from_args, run_training
+from nnunetv2.run import run_training as run_training_module
+from nnunetv2.run.run_training import _run_options, get_trainer_from_args, run_training, slow_torch_warning
 from nnunetv2.utilities.checkpoint_io import load_checkpoint_file
 
 Folders = dict[str, Path]
@@ -25,6 +26,28 @@ def run(dataset: int = 2, trainer: str = "nnUNetTrainer", fold: int | str = 0, *
 
 def fold_folder(folders: Folders, dataset: str = "Dataset002_Plain", trainer: str = "nnUNetTrainer", fold: int | str = 0) -> Path:
     return folders["results"] / dataset / f"{trainer}__{PLANS}__3d_fullres" / f"fold_{fold}"
+
+
+@pytest.mark.parametrize(
+    ("version", "device", "warns"),
+    [
+        ("2.9.0+cu128", "cuda", True),
+        ("2.9.1", "cuda:0", True),
+        ("2.9.0", "cpu", False),
+        ("2.8.0", "cuda", False),
+        ("2.10.0", "cuda", False),
+    ],
+)
+def test_a_torch_release_known_to_be_slow_gives_a_warning(version: str, device: str, warns: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", version)
+    assert (f"torch {version} is known" in slow_torch_warning(torch.device(device))) == warns
+
+
+def test_the_warning_about_torch_stands_in_the_log(tiny_training: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_training_module, "slow_torch_warning", lambda device: f"WARNING: slow on {device}")
+    run()
+    (log,) = fold_folder(tiny_training).glob("training_log_*.txt")
+    assert "WARNING: slow on cpu" in log.read_text()
 
 
 def test_val_predicts_again_without_training(tiny_training: Folders) -> None:

@@ -13,6 +13,7 @@ import torch
 from nnunetv2.training.checkpointing import (
     CheckpointError,
     load_checkpoint_file,
+    newest_checkpoint,
     restore_rng_state,
     rng_state,
     save_checkpoint_file,
@@ -120,6 +121,29 @@ def test_plain_values_of_numpy_text_and_booleans() -> None:
     converted = tensors_only({np.str_("k"): [np.str_("v"), np.bool_(True), True, np.array(["a"])]})
     assert converted == {"k": ["v", True, True, ["a"]]}
     assert [type(value) for value in converted["k"]] == [str, bool, bool, list]
+
+
+def test_the_checkpoint_that_is_farthest_in_the_training_is_continued(tmp_path: Path) -> None:
+    assert newest_checkpoint(tmp_path) == (None, None)
+    for name, epoch in (("final", 3), ("latest", 7), ("best", 5)):
+        save_checkpoint_file({"current_epoch": epoch}, tmp_path / f"checkpoint_{name}.pth")
+    assert newest_checkpoint(tmp_path) == (tmp_path / "checkpoint_latest.pth", {"current_epoch": 7})
+
+
+def test_checkpoints_that_cannot_be_read_are_named_and_passed_over(tmp_path: Path) -> None:
+    save_checkpoint_file({"current_epoch": 5}, tmp_path / "checkpoint_best.pth")
+    (tmp_path / "checkpoint_latest.pth").write_bytes(b"half a file")
+    torch.save({"current_epoch": 9, "network_weights": Hostile(tmp_path / "done")}, tmp_path / "checkpoint_final.pth")
+    messages: list[str] = []
+    assert newest_checkpoint(tmp_path, messages.append)[1] == {"current_epoch": 5}
+    assert "checkpoint_final.pth was refused" in messages[0] and "checkpoint_latest.pth cannot be read" in messages[1]
+    assert not (tmp_path / "done").exists()
+
+
+def test_checkpoints_of_which_none_can_be_read_are_not_replaced_by_a_new_training(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint_latest.pth").write_bytes(b"half a file")
+    with pytest.raises(CheckpointError, match="None of the checkpoints.*checkpoint_latest.pth.*remove them"):
+        newest_checkpoint(tmp_path, lambda message: None)
 
 
 def test_random_states_survive_a_checkpoint(tmp_path: Path) -> None:

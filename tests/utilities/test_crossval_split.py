@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sklearn.model_selection
 
 from nnunetv2.utilities.crossval_split import generate_crossval_split, generate_stratified_split, split_beyond_file
 from nnunetv2.utilities.label_handling.classification_labels import CaseLabels, ClassificationTask, find_label_problems, load_case_groups
@@ -61,6 +62,23 @@ def test_classes_are_spread_evenly_over_the_folds() -> None:
         assert Counter(case[0] for case in split["val"]) == {"a": 4, "b": 2, "c": 1, "u": 1}
         assert sorted(split["train"] + split["val"]) == sorted(labels.rows)
     assert sorted(case for split in splits for case in split["val"]) == sorted(labels.rows)
+
+
+def test_folds_are_stratified_with_older_scikit_learn_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = many(a=20, b=10, c=5, u=5)
+    expected = generate_stratified_split(list(labels.rows), labels)
+    # recorded from StratifiedGroupKFold(5, shuffle=True, random_state=12345) of scikit-learn 1.9
+    assert expected[0][0]["val"] == ["a0", "a16", "a17", "a19", "b5", "b6", "c2", "u3"]
+
+    class WithoutShuffling(sklearn.model_selection.StratifiedGroupKFold):
+        """Up to 1.7 shuffling separates the groups from their classes."""
+
+        def __init__(self, n_splits: int = 5, shuffle: bool = False, random_state: int | None = None) -> None:
+            assert not shuffle
+            super().__init__(n_splits)
+
+    monkeypatch.setattr(sklearn.model_selection, "StratifiedGroupKFold", WithoutShuffling)
+    assert generate_stratified_split(list(labels.rows), labels) == expected
 
 
 def test_the_same_cases_in_another_order_give_the_same_folds() -> None:

@@ -14,9 +14,11 @@ from nnunetv2.experiment_planning.dataset_fingerprint.intensity_statistics impor
     draw_foreground_samples,
     intensity_properties,
 )
-from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
-from nnunetv2.imageio.label_values import check_finite, whole_label_values
+from nnunetv2.experiment_planning.verify_dataset_integrity import load_raw_dataset_json
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter, check_values
+from nnunetv2.imageio.label_values import whole_label_values
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from nnunetv2.imageio.voxel_grid import check_same_grid, voxel_grid
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from nnunetv2.scheduling import run_per_case
@@ -36,11 +38,11 @@ class DatasetFingerprintExtractor:
     Args:
         dataset_name_or_id: Dataset below nnUNet_raw.
         num_processes: Cases read at the same time.
-        verbose: Say more while working.
+        verbose: Print shape, spacing and cropping of every case.
 
     Raises:
         FileNotFoundError: If the dataset or its dataset.json is missing.
-        ValueError: If it has no training cases.
+        ValueError: If dataset.json cannot be used, or there are no training cases.
     """
 
     show_progress_bar: bool = True
@@ -50,10 +52,7 @@ class DatasetFingerprintExtractor:
         self.verbose = verbose
         self.num_processes = num_processes
         self.input_folder = os.path.join(nnUNet_raw, self.dataset_name)
-        dataset_json_file = os.path.join(self.input_folder, "dataset.json")
-        if not os.path.isfile(dataset_json_file):
-            raise FileNotFoundError(f"{dataset_json_file} does not exist. Every raw dataset needs a dataset.json that describes it.")
-        self.dataset_json = load_json(dataset_json_file)
+        self.dataset_json = load_raw_dataset_json(self.input_folder)
         self.dataset = get_filenames_of_train_images_and_targets(self.input_folder, self.dataset_json)
         if not self.dataset:
             raise ValueError(
@@ -96,18 +95,14 @@ class DatasetFingerprintExtractor:
         """
         reader = reader_writer_class()
         images, properties = reader.read_images(image_files)
-        segmentation, _ = reader.read_seg(segmentation_file)
-        case = os.path.basename(segmentation_file)
-        if images.shape[1:] != segmentation.shape[1:]:
-            raise ValueError(
-                f"{case}: image and segmentation have different shapes, {images.shape[1:]} and {segmentation.shape[1:]}. Both must lie "
-                "on the same voxel grid; --verify_dataset_integrity lists every affected case."
-            )
-        check_finite(images, case)
-        segmentation = whole_label_values(segmentation, case)
+        segmentation, segmentation_properties = reader.read_seg(segmentation_file)
+        grid = voxel_grid(image_files[0], images, properties)
+        check_same_grid(grid, voxel_grid(segmentation_file, segmentation, segmentation_properties))
+        check_values(reader, images, image_files)
+        check_values(reader, segmentation, [segmentation_file], "segmentation")
+        segmentation = whole_label_values(segmentation, os.path.basename(segmentation_file))
 
         cropped, cropped_segmentation, _ = crop_to_nonzero(images, segmentation)
-        check_case_arrays(cropped, cropped_segmentation)
         samples = draw_foreground_samples(cropped_segmentation, cropped, SAMPLING_SEED, num_samples)
         statistics = foreground_statistics(cropped_segmentation, cropped)
         relative_size = np.prod(cropped.shape[1:]) / np.prod(images.shape[1:])
@@ -150,6 +145,10 @@ class DatasetFingerprintExtractor:
             description="fingerprint",
             show_progress=self.show_progress_bar,
         )
+        if self.verbose:
+            for identifier, (shape, spacing, *_, relative_size) in zip(self.dataset, results, strict=True):
+                sizes = f"{tuple(map(int, shape))} voxels of {[float(s) for s in spacing]} mm"
+                print(f"{identifier}: {sizes}, cropped to {100 * relative_size:.1f} %")
         channel_names = self.dataset_json.get("channel_names") or self.dataset_json["modality"]
         self.check_number_of_channels([len(r[2]) for r in results], len(channel_names))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -172,16 +173,38 @@ def num_values(samples: Samples) -> int:
 def streamed_sum(
     take: Callable[[int], np.ndarray], count: int, transform: Callable[[np.ndarray], np.ndarray]
 ) -> np.floating:
-    """Sum of the next `count` values, added in the order of numpy.
+    """Sum of the next `count` values, added in the order of ``np.add.reduce``."""
+    if sums_whole_arrays():
+        return pairwise_sum(take, count, transform)
+    total = None
+    buffer = np.getbufsize()
+    for start in range(0, count, PIECE):
+        piece = transform(take(min(PIECE, count - start)))
+        for part in range(0, len(piece), buffer):
+            part_sum = np.add.reduce(piece[part : part + buffer])
+            total = part_sum if total is None else total + part_sum
+    return total
 
-    ``np.add.reduce`` halves an array (at a multiple of eight) until 128 values are left; halving by the same rule down to
-    pieces that it sums itself gives its result for the whole.
+
+def pairwise_sum(take: Callable[[int], np.ndarray], count: int, transform: Callable[[np.ndarray], np.ndarray]) -> np.floating:
+    """`streamed_sum` of numpy 2.3 and newer.
+
+    It halves an array (at a multiple of eight) until 128 values are left; halving by the same rule down to pieces that numpy
+    sums itself gives its result for the whole.
     """
     if count <= PIECE:
         return np.add.reduce(transform(take(count)))
     half = count // 2
     half -= half % 8
-    return streamed_sum(take, half, transform) + streamed_sum(take, count - half, transform)
+    return pairwise_sum(take, half, transform) + pairwise_sum(take, count - half, transform)
+
+
+@cache
+def sums_whole_arrays() -> bool:
+    """Whether this numpy halves whole arrays; before 2.3 it halved one buffer after the other."""
+    probe = np.zeros(8194, dtype=np.float32)
+    probe[[0, 8191, 8192]] = 2**24, 1, 1  # the ones count only if they meet before they meet the large number
+    return bool(np.add.reduce(probe) == 2**24 + 2)
 
 
 def percentiles_of_counted_values(values: np.ndarray, counts: np.ndarray) -> list[float]:

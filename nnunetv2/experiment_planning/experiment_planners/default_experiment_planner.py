@@ -7,14 +7,13 @@ where a planner of one's own changes a decision.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from nnunetv2.configuration import ANISO_THRESHOLD
-from nnunetv2.experiment_planning.experiment_planners.network_topology import Topology
+from nnunetv2.experiment_planning.experiment_planners.network_topology import SINGLE_AXIS_MIN_MULTIPLE, Topology
 from nnunetv2.experiment_planning.experiment_planners.patch_and_batch_size import (
     batch_size_for,
     largest_fitting_patch,
@@ -26,11 +25,13 @@ from nnunetv2.experiment_planning.experiment_planners.target_spacing import (
     fullres_target_spacing,
     median_resampled_shape,
 )
+from nnunetv2.experiment_planning.verify_dataset_integrity import load_raw_dataset_json
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
+from nnunetv2.utilities.crossval_split import check_splits
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
-from nnunetv2.utilities.file_io import atomic_path, load_json, save_json
+from nnunetv2.utilities.file_io import copy_file, load_json, save_json
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.label_handling.classification_labels import copy_label_tables
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
@@ -47,6 +48,10 @@ FINGERPRINT_KEYS = (
 )
 
 
+class ImagesTooSmall(ValueError):
+    """No network of two stages or more fits the images of a configuration."""
+
+
 class ExperimentPlanner:
     """Plans of nnU-Net's default U-Net.
 
@@ -60,7 +65,7 @@ class ExperimentPlanner:
 
     Raises:
         FileNotFoundError: If the dataset, its dataset.json or its fingerprint is missing.
-        ValueError: If the target spacing is not three positive numbers.
+        ValueError: If dataset.json cannot be used, or the target spacing is not three positive numbers.
     """
 
     UNet_base_num_features: int = 32
@@ -95,7 +100,7 @@ class ExperimentPlanner:
         self.dataset_name = maybe_convert_to_dataset_name(dataset_name_or_id)
         self.raw_dataset_folder = os.path.join(nnUNet_raw, self.dataset_name)
         self.preprocessed_dataset_folder = os.path.join(nnUNet_preprocessed, self.dataset_name)
-        self.dataset_json = load_dataset_json(self.raw_dataset_folder)
+        self.dataset_json = load_raw_dataset_json(self.raw_dataset_folder)
         self.dataset = get_filenames_of_train_images_and_targets(self.raw_dataset_folder, self.dataset_json)
         self.dataset_fingerprint = load_fingerprint(self.preprocessed_dataset_folder)
 
@@ -252,7 +257,8 @@ class ExperimentPlanner:
             _cache: Memory estimates by patch size and strides, filled here.
 
         Raises:
-            ValueError: If a spacing is not positive, the images are too small or no patch fits into the memory.
+            ImagesTooSmall: If the images have too few voxels for two stages.
+            ValueError: If a spacing is not positive or no patch fits into the memory.
         """
         if not all(s > 0 for s in spacing):
             raise ValueError(f"Dataset {self.dataset_name}: spacing {list(spacing)} has entries that are not positive.")
@@ -285,10 +291,12 @@ class ExperimentPlanner:
             lambda size: self.exceeds_memory(size, reference, reference_batch_size),
         )
         if topology.n_stages < 2:
-            raise ValueError(
+            smallest = self.UNet_featuremap_min_edge_length
+            raise ImagesTooSmall(
                 f"Dataset {self.dataset_name}: the median image has {median_shape.tolist()} voxels at spacing "
-                f"{[float(s) for s in spacing]}, too few for a U-Net, which needs {2 * self.UNet_featuremap_min_edge_length} or "
-                "more along at least two axes. Use images with a larger field of view, or a finer -overwrite_target_spacing."
+                f"{[float(s) for s in spacing]}, too few for a U-Net, which needs {2 * smallest} or more along two axes of similar "
+                f"spacing, or {SINGLE_AXIS_MIN_MULTIPLE * smallest} along one. "
+                "Use images with a larger field of view, or a finer -overwrite_target_spacing."
             )
         batch_size = batch_size_for(
             size_estimate,
@@ -338,11 +346,16 @@ class ExperimentPlanner:
         n_voxels = float(np.prod(fullres_median, dtype=np.float64) * n_training)
 
         configurations: dict[str, dict[str, Any]] = {}
-        configurations["2d"] = self.get_plans_for_configuration(
-            fullres_spacing[1:], fullres_median[1:], self.generate_data_identifier("2d"), n_voxels, cache
-        )
-        configurations["2d"]["batch_dice"] = True
-        if fullres_median[0] != 1:
+        has_3d = fullres_median[0] != 1
+        try:
+            configurations["2d"] = self.get_plans_for_configuration(
+                fullres_spacing[1:], fullres_median[1:], self.generate_data_identifier("2d"), n_voxels, cache
+            ) | {"batch_dice": True}
+        except ImagesTooSmall as error:  # slices of a thin volume, which 3D networks can halve along its length
+            if not has_3d:
+                raise
+            print(f"WARNING: 2d is left out of the plans. {error}")
+        if has_3d:
             fullres = self.get_plans_for_configuration(
                 fullres_spacing, fullres_median, self.generate_data_identifier("3d_fullres"), n_voxels, cache
             )
@@ -419,14 +432,6 @@ class ExperimentPlanner:
         copy_label_tables(self.raw_dataset_folder, self.preprocessed_dataset_folder, self.dataset_json, list(self.dataset))
 
 
-def load_dataset_json(raw_dataset_folder: str) -> dict[str, Any]:
-    """dataset.json of a raw dataset."""
-    path = os.path.join(raw_dataset_folder, "dataset.json")
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path} does not exist. Every raw dataset needs a dataset.json that describes it.")
-    return load_json(path)
-
-
 def load_fingerprint(preprocessed_dataset_folder: str) -> dict[str, Any]:
     """dataset_fingerprint.json of a preprocessed dataset folder."""
     path = os.path.join(preprocessed_dataset_folder, "dataset_fingerprint.json")
@@ -457,26 +462,22 @@ def function_name(function: Callable | str) -> str:
     return function if isinstance(function, str) else function.__name__
 
 
-def copy_file(source: str, target: str) -> None:
-    """Copy a file; the target is never seen half written."""
-    with atomic_path(target) as temporary:
-        shutil.copyfile(source, temporary)
-
-
 def copy_user_splits(raw_dataset_folder: str, preprocessed_dataset_folder: str) -> None:
     """splits_final.json from the raw to the preprocessed folder, where one exists.
 
     Raises:
-        ValueError: If the preprocessed folder already has folds that differ; further folds are fine.
+        ValueError: If the file holds no folds, or the preprocessed folder already has folds that differ; further folds are fine.
     """
     source = os.path.join(raw_dataset_folder, "splits_final.json")
     target = os.path.join(preprocessed_dataset_folder, "splits_final.json")
     if not os.path.isfile(source):
         return
+    given = load_json(source)
+    check_splits(given, source)
     if not os.path.isfile(target):
         copy_file(source, target)
         return
-    given, present = load_json(source), load_json(target)
+    present = load_json(target)
     for fold, split in enumerate(given):
         same = fold < len(present) and all(set(split[part]) == set(present[fold][part]) for part in ("train", "val"))
         if not same:

@@ -9,16 +9,25 @@ from typing import Any
 
 import numpy as np
 
-from nnunetv2.imageio.label_values import check_finite, whole_label_values
+from nnunetv2.imageio.base_reader_writer import check_values
+from nnunetv2.imageio.label_values import (
+    check_finite,
+    declared_labels,
+    undeclared_labels,
+    undeclared_message,
+    whole_label_values,
+)
+from nnunetv2.imageio.voxel_grid import check_same_grid, voxel_grid
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
-from nnunetv2.preprocessing.case_storage import comp_blosc2_params, remove_case, write_array
+from nnunetv2.preprocessing.case_storage import comp_blosc2_params, store_case
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 from nnunetv2.scheduling import run_per_case
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.default_n_proc_DA import usable_cpus
-from nnunetv2.utilities.file_io import load_json, save_pickle
+from nnunetv2.utilities.file_io import load_json
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
@@ -104,6 +113,7 @@ class DefaultPreprocessor:
                 wanted.append([-1, *label_manager.all_labels])
             properties["class_locations"] = self._sample_foreground_locations(seg, wanted, verbose=self.verbose)
             seg = self.modify_seg_fn(seg, plans_manager, dataset_json, configuration_manager)
+            _check_declared(seg, label_manager)
         return data, seg.astype(np.int16 if seg.max() > 127 else np.int8), properties
 
     def run_case(
@@ -117,21 +127,24 @@ class DefaultPreprocessor:
         """Read and preprocess one case; see :meth:`run_case_npy`.
 
         Raises:
-            ValueError: If the image has voxels that are not finite, or the segmentation values that are no labels.
+            ValueError: If the image has voxels that are not finite, the segmentation values that dataset.json does not declare, or the two
+                do not lie on the same voxel grid.
         """
         if isinstance(dataset_json, str):
             dataset_json = load_json(dataset_json)
         reader = plans_manager.image_reader_writer_class()
         data, properties = reader.read_images(image_files)
-        check_finite(data, str(image_files[0]))
+        check_values(reader, data, image_files)
         seg = None
         if seg_file is not None:
-            seg = whole_label_values(reader.read_seg(seg_file)[0], str(seg_file))
-            if seg.shape[1:] != data.shape[1:]:
-                raise ValueError(
-                    f"{seg_file} has the shape {seg.shape[1:]}, its image {image_files[0]} the shape {data.shape[1:]}. Both must lie on "
-                    "the same voxel grid; --verify_dataset_integrity lists every affected case."
-                )
+            seg, seg_properties = reader.read_seg(seg_file)
+            check_same_grid(voxel_grid(image_files[0], data, properties), voxel_grid(seg_file, seg, seg_properties))
+            check_values(reader, seg, [seg_file], "segmentation")
+            seg = whole_label_values(seg, os.path.basename(seg_file))
+            declared = declared_labels(dataset_json["labels"])
+            undeclared = undeclared_labels(seg, declared)
+            if undeclared:
+                raise ValueError(f"{os.path.basename(seg_file)}: {undeclared_message(undeclared, declared)}.")
         return self.run_case_npy(data, seg, properties, plans_manager, configuration_manager, dataset_json)
 
     def run_case_save(
@@ -143,17 +156,18 @@ class DefaultPreprocessor:
         configuration_manager: ConfigurationManager,
         dataset_json: dict | str,
     ) -> None:
-        """Read, preprocess and store one training case.
-
-        An older version of the case goes first and the properties are written last: a case with properties is whole.
-        """
-        remove_case(output_filename_truncated)
+        """Read, preprocess and store one training case; an older version of it stays until the new one is complete."""
         data, seg, properties = self.run_case(image_files, seg_file, plans_manager, configuration_manager, dataset_json)
         data, seg = data.astype(np.float32, copy=False), seg.astype(np.int16, copy=False)
         patch_size = configuration_manager.patch_size
-        write_array(data, output_filename_truncated + ".b2nd", *comp_blosc2_params(data.shape, patch_size, data.itemsize))
-        write_array(seg, output_filename_truncated + "_seg.b2nd", *comp_blosc2_params(seg.shape, patch_size, seg.itemsize))
-        save_pickle(properties, output_filename_truncated + ".pkl")
+        store_case(
+            output_filename_truncated,
+            data,
+            seg,
+            properties,
+            comp_blosc2_params(data.shape, patch_size, data.itemsize),
+            comp_blosc2_params(seg.shape, patch_size, seg.itemsize),
+        )
 
     @staticmethod
     def _sample_foreground_locations(
@@ -286,6 +300,17 @@ def _as_stored_labels(seg: np.ndarray) -> np.ndarray:
             f"but only {STORED_LABELS.min} to {STORED_LABELS.max} can be stored. Renumber the labels from 0 upwards, in the files and in dataset.json."
         )
     return seg.astype(np.int16)
+
+
+def _check_declared(seg: np.ndarray, label_manager: LabelManager) -> None:
+    """Raise ValueError for a label above all declared ones, which no loss could place; gaps are found by the integrity check."""
+    declared = [*label_manager.all_labels, *([label_manager.ignore_label] if label_manager.has_ignore_label else [])]
+    if seg.size and seg.max() > max(declared):
+        unknown = [int(label) for label in np.unique(seg) if label > max(declared)]
+        raise ValueError(
+            f"The segmentation holds {', '.join(map(str, unknown))}, but dataset.json declares the labels {', '.join(map(str, declared))}. "
+            "Correct the file or 'labels' in dataset.json and plan again; --verify_dataset_integrity lists every affected case."
+        )
 
 
 def _voxels_by_label(seg: np.ndarray, labels: Sequence[int]) -> dict[int, np.ndarray]:

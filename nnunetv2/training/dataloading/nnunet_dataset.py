@@ -20,8 +20,8 @@ from nnunetv2.configuration import default_num_processes
 from nnunetv2.preprocessing.case_storage import (
     comp_blosc2_params,  # noqa: F401 - part of this module's public names
     open_array,
-    remove_case,
     select_filter,
+    store_case,
     write_array,
 )
 from nnunetv2.training.dataloading.utils import unpack_dataset
@@ -133,17 +133,24 @@ class nnUNetDatasetBlosc2(nnUNetBaseDataset):
         filters: blosc2.Filter | Sequence[blosc2.Filter] | None = None,
         filters_seg: blosc2.Filter | Sequence[blosc2.Filter] | None = None,
     ) -> None:
-        """Write a case, its properties last: a case with properties is whole.
+        """Write a case; an older version of it stays until the new one is complete.
 
         Chunk and block shapes come from ``comp_blosc2_params``; those of the image are used for a segmentation without its own.
         ``codec`` and ``clevel``: see ``case_storage.write_array``.
         """
-        compression = {"codec": codec, "clevel": clevel}
         blocks_seg, chunks_seg = blocks if blocks_seg is None else blocks_seg, chunks if chunks_seg is None else chunks_seg
-        remove_case(output_filename_truncated)
-        write_array(data, output_filename_truncated + ".b2nd", blocks, chunks, filters=filters, **compression)
-        write_array(seg, output_filename_truncated + "_seg.b2nd", blocks_seg, chunks_seg, filters=filters_seg, **compression)
-        save_pickle(properties, output_filename_truncated + ".pkl")
+        store_case(
+            output_filename_truncated,
+            data,
+            seg,
+            properties,
+            (blocks, chunks),
+            (blocks_seg, chunks_seg),
+            filters,
+            filters_seg,
+            codec=codec,
+            clevel=clevel,
+        )
 
     @staticmethod
     def save_seg(

@@ -11,7 +11,6 @@ import copy
 import json
 import os
 import random
-import shutil
 import socket
 import time
 import warnings
@@ -54,9 +53,9 @@ from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.epoch_class_scores import EpochClassScores
 from nnunetv2.utilities.collate_outputs import collate_outputs
 from nnunetv2.utilities.compilation import is_compiled, is_compiler_error, reason_not_to_compile, unwrapped_network
-from nnunetv2.utilities.crossval_split import generate_crossval_split, generate_stratified_split, split_beyond_file
+from nnunetv2.utilities.crossval_split import check_splits, generate_crossval_split, generate_stratified_split, split_beyond_file
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
-from nnunetv2.utilities.file_io import load_json, save_json
+from nnunetv2.utilities.file_io import NO_SPACE_ERRORS, copy_file, load_json, save_json
 from nnunetv2.utilities.file_path_utilities import get_output_folder
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.helpers import empty_cache
@@ -449,7 +448,7 @@ class nnUNetTrainer:
         else:
             train_keys, val_keys = split_beyond_file(identifiers, self.fold, groups)
             self.print_to_log_file(
-                f"Fold {self.fold} is not among the {len(splits)} folds of splits_final.json. A random 80:20 split is used instead, with "
+                f"WARNING: fold {self.fold} is not among the {len(splits)} folds of splits_final.json. A random 80:20 split is used instead, with "
                 f"{len(train_keys)} training and {len(val_keys)} validation cases."
             )
         self._check_split(train_keys, val_keys, identifiers)
@@ -460,6 +459,7 @@ class nnUNetTrainer:
         file = join(self.preprocessed_dataset_folder_base, "splits_final.json")
         if os.path.isfile(file):
             splits = load_json(file)
+            check_splits(splits, file)
             self.print_to_log_file(f"Using the {len(splits)} folds of {file}")
             return splits
         self.print_to_log_file("No splits_final.json yet: making five folds.")
@@ -673,7 +673,7 @@ class nnUNetTrainer:
         save_json(self.dataset_json, join(self.output_folder_base, "dataset.json"), sort_keys=False)
         fingerprint = join(self.preprocessed_dataset_folder_base, "dataset_fingerprint.json")
         if os.path.isfile(fingerprint):
-            shutil.copy(fingerprint, join(self.output_folder_base, "dataset_fingerprint.json"))
+            copy_file(fingerprint, join(self.output_folder_base, "dataset_fingerprint.json"))
 
     def on_train_end(self) -> None:
         """Write the final checkpoint and stop the workers."""
@@ -1031,6 +1031,8 @@ class nnUNetTrainer:
                 break
             except OSError as error:  # network file systems fail now and then
                 print(f"{datetime.fromtimestamp(now)}: failed to write to {self.log_file}: {error}", flush=True)
+                if error.errno in NO_SPACE_ERRORS:
+                    break
                 if attempt < 4:
                     time.sleep(0.5)
         if also_print_to_console:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -158,18 +158,26 @@ def classification_tasks(dataset_json: Mapping[str, Any]) -> dict[str, Classific
     Raises:
         ValueError: With every problem of every task.
     """
+    tasks, problems = _parse_tasks(dataset_json)
+    if problems:
+        raise ValueError("dataset.json:\n" + "\n".join(problems))
+    return tasks
+
+
+def _parse_tasks(dataset_json: Mapping[str, Any]) -> tuple[dict[str, ClassificationTask], list[str]]:
+    """The tasks that can be understood, and every problem."""
     declared = dataset_json.get("classification")
     if not declared:
-        return {}
+        return {}, []
     if not isinstance(declared, Mapping):
-        raise ValueError(f"`classification` in dataset.json is {declared!r}, expected an object of tasks by name.")
+        return {}, [f"`classification` in dataset.json is {declared!r}, expected an object of tasks by name."]
     tasks, problems = {}, []
+    structures = [label for label in dataset_json.get("labels", {}) if label != "ignore"]
     for name, content in declared.items():
         try:
             tasks[name] = ClassificationTask.from_dict(name, content)
         except ValueError as error:
-            problems.append(str(error))
-        structures = [label for label in dataset_json.get("labels", {}) if label != "ignore"]
+            problems += str(error).splitlines()
         for key in ("evidence", "context"):
             named = content.get(key) if isinstance(content, Mapping) else None
             unknown = [structure for structure in named if structure not in structures] if isinstance(named, (list, tuple)) else []
@@ -178,9 +186,7 @@ def classification_tasks(dataset_json: Mapping[str, Any]) -> dict[str, Classific
                     f"classification task {name!r}: `{key}` names {', '.join(map(repr, unknown))}, "
                     f"expected names of `labels`: {', '.join(structures)}"
                 )
-    if problems:
-        raise ValueError("dataset.json:\n" + "\n".join(problems))
-    return tasks
+    return tasks, problems
 
 
 def structure_values(names: Sequence[str], dataset_json: Mapping[str, Any]) -> tuple[int, ...]:
@@ -317,20 +323,21 @@ def find_label_problems(folder: str | Path, dataset_json: Mapping[str, Any], ide
             errors += [f"case {i}: has no group; add it to {GROUPS_FILE}" for i in sorted(known_cases - set(groups))]
     except (ValueError, OSError) as error:
         errors.append(str(error))
-    try:
-        tasks = classification_tasks(dataset_json)
-    except ValueError as error:
-        return [*errors, str(error)], warnings
+    tasks, problems = _parse_tasks(dataset_json)
+    errors += problems
     if not tasks:
         return errors, warnings
     try:
-        rows, problems = _parse_rows(_label_rows(folder, dataset_json), tasks)
+        table = _label_rows(folder, dataset_json)
     except (ValueError, OSError) as error:
         return [*errors, str(error)], warnings
+    rows, problems = _parse_rows(table, tasks)
     errors += problems
     errors += [f"case {i}: has class labels, but there is no image of it" for i in sorted(set(rows) - known_cases)]
     labels = CaseLabels(tasks, rows)
     for name, counts in labels.class_counts(identifiers).items():
+        if name not in table.columns:  # said already
+            continue
         counts = {c: n for c, n in counts.items() if c in tasks[name].classes}
         used = [c for c, n in counts.items() if n > 0]
         absent = [c for c in counts if c not in used]
@@ -344,6 +351,15 @@ def find_label_problems(folder: str | Path, dataset_json: Mapping[str, Any], ide
     if unlabelled:
         warnings.append(f"{unlabelled} of {len(identifiers)} cases have no class label for any task; they train the segmentation only")
     return errors, warnings
+
+
+def readable_labels(folder: str | Path, dataset_json: Mapping[str, Any]) -> CaseLabels:
+    """The labels of a dataset as far as they make sense, for reports; :meth:`CaseLabels.load` refuses tables with problems."""
+    tasks, _ = _parse_tasks(dataset_json)
+    try:
+        return CaseLabels(tasks, _parse_rows(_label_rows(Path(folder), dataset_json), tasks)[0])
+    except (ValueError, OSError):
+        return CaseLabels()
 
 
 def class_table(case_labels: CaseLabels, identifiers: Iterable[str]) -> str:
@@ -384,8 +400,16 @@ def copy_label_tables(
         _write_table(Path(preprocessed_folder) / GROUPS_FILE, ["identifier", "group"], [[i, groups[i]] for i in sorted(identifiers)])
 
 
-def _label_rows(folder: Path, dataset_json: Mapping[str, Any]) -> tuple[str, list[str], list[tuple[str, str, dict[str, str]]]]:
-    """Source, columns, and ``(place, identifier, cell by column)`` of every row."""
+class _LabelTable(NamedTuple):
+    """A table as text."""
+
+    source: str
+    columns: list[str]  # without the identifier
+    rows: list[tuple[str, str, dict[str, str]]]  # place, identifier, cell by column
+
+
+def _label_rows(folder: Path, dataset_json: Mapping[str, Any]) -> _LabelTable:
+    """The table that holds the labels."""
     declared = dataset_json.get("case_labels")
     is_preprocessed_copy = not (folder / "imagesTr").is_dir() and "dataset" not in dataset_json and (folder / LABELS_FILE).is_file()
     if isinstance(declared, Mapping) and not is_preprocessed_copy:
@@ -395,7 +419,7 @@ def _label_rows(folder: Path, dataset_json: Mapping[str, Any]) -> tuple[str, lis
                 f"`case_labels` in dataset.json: expected an object of labels by task for each case; not so for {', '.join(wrong)}."
             )
         rows = [("case_labels", str(i), {str(task): _cell_text(value) for task, value in cells.items()}) for i, cells in declared.items()]
-        return "case_labels", list(classification_tasks(dataset_json)), rows
+        return _LabelTable("case_labels", [str(name) for name in dataset_json["classification"]], rows)
     path = _table_path(folder, None if is_preprocessed_copy or isinstance(declared, Mapping) else declared, LABELS_FILE)
     if path is None:
         raise FileNotFoundError(
@@ -420,14 +444,12 @@ def _rows_of_table(path: Path, task_names: Collection[str]) -> tuple[str, list[s
     for line, row in table[1:]:
         cells = dict(zip(header[1:], row[1:]))
         rows.append((f"{path.name} line {line}", row[0].strip(), cells))
-    return str(path), header[1:], rows
+    return _LabelTable(str(path), header[1:], rows)
 
 
-def _parse_rows(
-    source: tuple[str, list[str], list[tuple[str, str, dict[str, str]]]], tasks: Mapping[str, ClassificationTask]
-) -> tuple[dict[str, dict[str, Target]], list[str]]:
+def _parse_rows(table: _LabelTable, tasks: Mapping[str, ClassificationTask]) -> tuple[dict[str, dict[str, Target]], list[str]]:
     """Targets by case and task, and every problem."""
-    name, columns, rows = source
+    name, columns, rows = table
     problems = [f"{name}: the column {task} is missing from the header" for task in tasks if task not in columns]
     targets: dict[str, dict[str, Target]] = {}
     for place, identifier, cells in rows:

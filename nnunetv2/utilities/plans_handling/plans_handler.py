@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -315,3 +315,23 @@ def _find(package: str, name: str, kind: str) -> Any:
             f"The plans name the {kind} {name!r}, which does not exist in nnunetv2.{package}. Check the spelling in the plans."
         )
     return found
+
+
+def check_plans_fit(
+    plans_manager: PlansManager, dataset_name: str, dataset_json: Mapping[str, Any], configurations: Iterable[str]
+) -> None:
+    """Raise ValueError where plans were made for another dataset, or these configurations for other channels."""
+    if plans_manager.dataset_name != dataset_name:
+        raise ValueError(
+            f"Plans {plans_manager.plans_name} in the folder of {dataset_name} were made for {plans_manager.dataset_name}. "
+            "Transfer plans with nnUNetv2_move_plans_between_datasets, which adapts them."
+        )
+    n_channels = len(dataset_json.get("channel_names") or dataset_json["modality"])
+    for name in configurations:
+        schemes = plans_manager.get_configuration(name).normalization_schemes
+        if len(schemes) != n_channels:
+            raise ValueError(
+                f"Plans {plans_manager.plans_name} normalise {len(schemes)} {'channel' if len(schemes) == 1 else 'channels'} in configuration "
+                f"{name}, dataset.json of {dataset_name} names {n_channels}. Plan again after changing channels: "
+                "nnUNetv2_plan_and_preprocess --clean."
+            )

@@ -71,8 +71,15 @@ def test_class_weights_of_the_wrong_number_are_refused() -> None:
         ClassificationLoss({"subtype": SUBTYPE}, class_weights={"subtype": [1.0, 2.0]})
 
 
-def test_half_precision_logits_give_a_float32_loss() -> None:
-    logits = torch.tensor([[300.0, -300.0, 0.0]], dtype=torch.bfloat16, requires_grad=True)
-    loss = ClassificationLoss({"subtype": SUBTYPE})({"subtype": logits}, {"subtype": batch([1])})["subtype"]
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("task", "values", "target"),
+    [(SUBTYPE, [40000.0, -40000.0, 0.5], [1]), (FINDINGS, [40000.0, 0.3], [[0.0, 1.0]]), (GRADE, [-30000.0, -40000.0], [2])],
+)
+def test_half_precision_logits_give_the_loss_of_float32(task: ClassificationTask, values: list, target: list, dtype: torch.dtype) -> None:
+    logits = torch.tensor([values], dtype=dtype, requires_grad=True)
+    loss_of = ClassificationLoss({task.name: task})
+    loss, expected = (loss_of({task.name: value}, {task.name: batch(target)})[task.name] for value in (logits, logits.detach().float()))
     loss.backward()
     assert loss.dtype == torch.float32 and torch.isfinite(logits.grad).all()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)  # float16 ends at 65504, the first loss is more

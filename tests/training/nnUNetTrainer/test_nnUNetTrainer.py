@@ -128,6 +128,22 @@ def test_the_learning_rate_follows_nnunets_polynomial(tiny_training: Folders) ->
     assert rates == [0.01, 0.005358867312681466]
 
 
+def test_scores_that_do_not_improve_stop_no_training_before_its_learning_rate_is_low(tiny_training: Folders) -> None:
+    class NeverBetter(nnUNetTrainer):
+        def validation_step(self, batch: dict) -> dict:
+            result = super().validation_step(batch)
+            return {**result, "loss": result["loss"] + 1 + self.current_epoch, "tp_hard": 0 * result["tp_hard"]}
+
+    trainer = plain_trainer(tiny_training, NeverBetter, num_epochs=8, num_iterations_per_epoch=1)
+    trainer.logger.plot_progress_png = lambda folder: None
+    written = []
+    trainer.save_checkpoint = lambda file: written.append((Path(file).name, trainer.current_epoch, trainer.optimizer.param_groups[0]["lr"]))
+    trainer.run_training()
+    rates = [0.01 * (1 - epoch / 8) ** 0.9 for epoch in range(8)]
+    assert trainer.logger.get_checkpoint()["lrs"] == pytest.approx(rates)
+    assert written[-1] == ("checkpoint_final.pth", 7, pytest.approx(rates[-1]))
+
+
 def test_the_seed_decides_everything_and_is_drawn_if_not_given(tiny_training: Folders) -> None:
     results = []
     for seed in (3, 3, 4, None):
@@ -291,6 +307,19 @@ def test_hard_counts_of_labels_leave_out_background_and_ignored_voxels(ignored: 
     assert tp.tolist() == [1, 2]
     assert fp.tolist() == [1, 0]
     assert fn.tolist() == [0 if ignored else 1, 1]
+
+
+def test_the_segmentation_loss_is_cross_entropy_minus_the_dice_of_the_foreground(tiny_training: Folders) -> None:
+    trainer = nnUNetTrainer(**arguments(tiny_training))
+    trainer.enable_deep_supervision = False
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 4, 4, 4, generator=generator)
+    target = torch.randint(0, 3, (2, 1, 4, 4, 4), generator=generator)
+    target[:, :, :3] = 0  # mostly background, as in images
+    probabilities, truth = logits.softmax(1), torch.nn.functional.one_hot(target[:, 0], 3).movedim(-1, 1)
+    overlap, total = (probabilities * truth).sum((2, 3, 4)), (probabilities + truth).sum((2, 3, 4))
+    expected = torch.nn.functional.cross_entropy(logits, target[:, 0]) - (2 * overlap / total)[:, 1:].mean()
+    assert trainer._build_loss()(logits, target).item() == pytest.approx(expected.item(), abs=1e-5)
 
 
 def test_hard_counts_of_regions_use_every_channel(tiny_training: Folders) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 from batchgeneratorsv2.helpers.scalar_type import sample_scalar
-from tiny_datasets import SUBTYPE
+from tiny_datasets import SUBTYPE, tiny_case
 from tiny_trainings import make_trainer, same, weights
 
 from nnunetv2.network_architecture.predicted_evidence import PredictedEvidence
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from nnunetv2.training.dataloading.batch import Batch
 from nnunetv2.training.dataloading.case_sampling import balanced_sampling_probabilities
 from nnunetv2.training.nnUNetTrainer.epoch_class_scores import ClassRecord, EpochClassScores
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -259,15 +261,73 @@ def test_curves_and_best_checkpoints_of_the_classes_are_kept(tiny_training: Fold
     assert "of 2 validation cases" in log
 
 
+@pytest.mark.parametrize("stream", ["dataloader_train", "dataloader_val"])
+def test_batches_carry_the_labels_of_their_cases(stream: str, tiny_training: Folders) -> None:
+    trainer = make_trainer(nnUNetTrainerMultitask, tiny_training["preprocessed"])
+    trainer.on_train_start()
+    labels_seen = set()
+    for _ in range(4):
+        batch = next(getattr(trainer, stream))
+        for position, identifier in enumerate(batch["keys"]):
+            index = int(str(identifier).removeprefix("case_"))
+            cells = tiny_case(index)[2] if index % 4 != 3 else dict.fromkeys(trainer.classification_tasks, "")
+            for name, task in trainer.classification_tasks.items():
+                target = batch["class"][name]["target"][position]
+                if cells[name] == "":
+                    assert target.isnan().all() if task.is_multilabel else target == -1
+                else:
+                    assert task.format_target(target.numpy() if task.is_multilabel else int(target)) == cells[name]
+                    labels_seen.add(cells[name] != task.classes[0])
+    assert True in labels_seen  # so that labels which are all 0 would show
+
+
+@pytest.mark.parametrize("pooling", ["mean_max", "evidence"])
+def test_the_annotation_decides_no_class_in_validation(pooling: str, tiny_training: Folders) -> None:
+    trainer = make_trainer(nnUNetTrainerMultitask, tiny_training["preprocessed"])
+    trainer.head_pooling = pooling
+    trainer.on_train_start()
+    trainer.on_validation_epoch_start()
+    batch = next(trainer.dataloader_val)
+    without_annotation = Batch({**batch, "target": [torch.zeros_like(target) for target in batch["target"]]})
+    with torch.no_grad():
+        results = [trainer.validation_step(each) for each in (batch, without_annotation)]
+    assert not np.array_equal(results[0]["tp_hard"] + results[0]["fn_hard"], results[1]["tp_hard"] + results[1]["fn_hard"])
+    for first, second in zip(results[0]["class_records"], results[1]["class_records"], strict=True):
+        assert first.evidence == second.evidence
+        assert all(np.array_equal(first.probabilities[name], second.probabilities[name]) for name in trainer.classification_tasks)
+
+
+def test_scores_of_an_epoch_pool_the_cases_of_all_batches(tiny_training: Folders) -> None:
+    trainer = make_trainer(nnUNetTrainerMultitask, tiny_training["preprocessed"])
+    trainer.initialize()
+    trainer.class_scores = class_scores({"a": 1, "b": 0, "c": 0})
+    # One case in each batch, all right: F1 over both classes is 0.5 within a batch, since the other class is absent.
+    batches = [[record("a", 0.9, 1)], [record("b", 0.1, 1)], [record("c", 0.2, 1)]]
+    counts = {name: np.ones(2) for name in ("tp_hard", "fp_hard", "fn_hard")}
+    trainer.on_validation_epoch_end([{"loss": np.asarray(1.0), **counts, "class_records": records} for records in batches])
+    assert trainer.logger.get_value("classification/subtype/macro_f1", 0) == 1
+    assert trainer.logger.get_value("classification/case_score", 0) == 1
+
+
 def test_validation_weighs_the_losses_like_training(tiny_training: Folders) -> None:
     trainer = make_trainer(nnUNetTrainerMultitask, tiny_training["preprocessed"])
+    subtype = trainer.classification_tasks["subtype"]
+    trainer.classification_tasks = {**trainer.classification_tasks, "subtype": dataclasses.replace(subtype, weight=3.0)}
     trainer._classification_steps = 10**6
     trainer.on_train_start()
+    for head in trainer.heads.values():
+        head.dropout.probability = 0.0
     with torch.no_grad():
         trainer.on_validation_epoch_start()
-        result = trainer.validation_step(next(trainer.dataloader_val))
-    parts = sum(float(result[f"loss_classification_{name}"]) for name in trainer.classification_tasks)
+        batch = next(trainer.dataloader_val)
+        for part in batch["class"].values():
+            part["weight"] = torch.tensor([0.3, 1.0])
+        result = trainer.validation_step(batch)
+    parts = sum(float(result[f"loss_classification_{name}"]) * (3 if name == "subtype" else 1) for name in trainer.classification_tasks)
     assert result["loss"] == pytest.approx(float(result["loss_segmentation"]) + 0.1 * parts, abs=1e-5)
+    trainer.on_train_epoch_start()
+    for name, value in trainer.train_step(batch).items():
+        assert value == pytest.approx(float(result[name]), abs=1e-5), name
 
 
 def record(identifier: str, probability: float, evidence: float) -> ClassRecord:

@@ -16,7 +16,7 @@ import torch
 from tiny_datasets import PLANS
 from tiny_trainings import make_trainer, same, weights
 
-from nnunetv2.run.run_training import maybe_load_checkpoint, newest_checkpoint
+from nnunetv2.run.run_training import maybe_load_checkpoint
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainerMultitask import nnUNetTrainerMultitask
 from nnunetv2.utilities.checkpoint_io import load_checkpoint_file
@@ -137,26 +137,6 @@ def wait_for_epochs(process: subprocess.Popen, checkpoint: Path, epochs: int) ->
         time.sleep(0.1)
     process.kill()
     pytest.fail("no checkpoint")
-
-
-def test_the_newest_readable_checkpoint_is_taken(tiny_training: Folders) -> None:
-    trainer = make_trainer(nnUNetTrainer, tiny_training["preprocessed"], num_epochs=3)
-    trainer.save_every = 1
-    trainer.run_training()
-    folder = Path(trainer.output_folder)
-    final, latest = folder / "checkpoint_final.pth", folder / "checkpoint_latest.pth"
-    trainer.current_epoch = 1
-    trainer.save_checkpoint(str(latest))
-    assert newest_checkpoint(str(folder))[0] == final
-    final.write_bytes(final.read_bytes()[: final.stat().st_size // 2])
-    messages: list[str] = []
-    _, checkpoint = newest_checkpoint(str(folder), messages.append)
-    best = load_checkpoint_file(folder / "checkpoint_best.pth")["current_epoch"]
-    assert checkpoint["current_epoch"] == max(2, best)
-    assert "checkpoint_final.pth" in messages[0]
-    for file in folder.glob("*.pth"):
-        file.unlink()
-    assert newest_checkpoint(str(folder)) == (None, None)
 
 
 def test_nothing_to_continue_from_is_said_and_a_new_training_starts(
