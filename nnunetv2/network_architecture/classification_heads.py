@@ -325,7 +325,6 @@ def build_heads(
     *,
     pooling: str = "mean_max",
     stages: Sequence[int] | None = None,
-    level: str = "patch",
     labels: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> dict[str, ClassificationHead]:
@@ -336,7 +335,6 @@ def build_heads(
         feature_channels: Channels of every encoder stage, finest first (``network.encoder.output_channels``).
         pooling: ``mean_max``, ``attention`` or ``evidence``.
         stages: Encoder stages to look at; by default :func:`default_stages`.
-        level: ``patch`` or ``case``, see ``LEVELS``.
         labels: ``dataset.json``'s ``labels``; needed by the pooling ``evidence`` for tasks with evidence.
         seed: Of the initial weights and of the dropout. Does not touch torch's global generator. With several processes
             call :func:`seed_dropout` with another seed in each.
@@ -353,7 +351,6 @@ def build_heads(
             task=task,
             pooling=pooling,
             stages=default_stages(len(feature_channels)) if stages is None else tuple(stages),
-            level=level,
             evidence=PredictedEvidence.from_labels(task.evidence, labels) if labels is not None else PredictedEvidence(),
         )
         dropout_seed = int(torch.randint(2**31, (), generator=generator))

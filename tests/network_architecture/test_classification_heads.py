@@ -277,7 +277,7 @@ def test_a_copied_head_drops_out_as_the_original_would() -> None:
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_a_checkpoint_rebuilds_the_heads(tmp_path: Path, pooling: str) -> None:
     network = small_unet()
-    trained = build_heads(TASKS, encoder_channels(network), pooling=pooling, stages=(0, 2), level="case", labels=LABELS, seed=3)
+    trained = build_heads(TASKS, encoder_channels(network), pooling=pooling, stages=(0, 2), labels=LABELS, seed=3)
     weights = {name: head.state_dict() for name, head in trained.items()}
     save_checkpoint_file({"classification": classification_entry(trained), "weights": weights}, tmp_path / "c.pth")
     checkpoint = load_checkpoint_file(tmp_path / "c.pth")

@@ -84,16 +84,19 @@ def test_validation_scores_equal_scikit_learns_on_the_table(folders: Path) -> No
 
     validation = _model_folder(folders) / "fold_0" / "validation"
     truth = dict(line.strip().split(",") for line in (DATA / "labels.csv").read_text().splitlines()[1:])
-    with open(validation / "classification.csv", newline="", encoding="utf-8") as file:
-        predicted = {row["identifier"]: row["volume"] for row in csv.DictReader(file)}
-    known = [case for case in predicted if truth[case]]
-    expected = f1_score([truth[c] for c in known], [predicted[c] for c in known], labels=["small", "large"], average="macro", zero_division=0)
-    summary = load_json(validation / "classification_summary.json")
-    summary = summary.get("joint", summary)
-    assert summary["tasks"]["volume"]["scores"]["macro_f1"] == pytest.approx(expected, abs=1e-9)
-    assert summary["tasks"]["volume"]["n"] == len(known)
-    assert set(predicted) == {entry["prediction_file"].rsplit("/", 1)[-1].removesuffix(".nii.gz")
-                              for entry in load_json(validation / "summary.json")["metric_per_case"]}
+    summaries = load_json(validation / "classification_summary.json")
+    assert set(summaries) == {"refit", "joint"}
+    segmented = {Path(entry["prediction_file"]).name.removesuffix(".nii.gz") for entry in load_json(validation / "summary.json")["metric_per_case"]}
+    for heads, table in (("refit", "classification.csv"), ("joint", "classification_joint.csv")):
+        with open(validation / table, newline="", encoding="utf-8") as file:
+            predicted = {row["identifier"]: row["volume"] for row in csv.DictReader(file)}
+        assert set(predicted) == segmented
+        known = [case for case in predicted if truth[case]]
+        decided = [predicted[case] for case in known]
+        expected = f1_score([truth[case] for case in known], decided, labels=["small", "large"], average="macro", zero_division=0)
+        entry = summaries[heads]["tasks"]["volume"]
+        assert entry["scores"]["macro_f1"] == pytest.approx(expected, abs=1e-9)
+        assert entry["n"] == len(known)
 
 
 def test_training_learns_something(folders: Path) -> None:
