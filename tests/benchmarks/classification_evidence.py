@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 TABLES = HERE.parents[1] / "documentation" / "classification-evidence"
 PLANS = "nnUNetResEncUNetXSReducedPlans"
 CONFIGURATION = "2d"
-EPOCHS, ITERATIONS, SEED = 20, 50, 1
+EPOCHS, ITERATIONS, SEED = 40, 50, 1
 TRAINERS = {"segmentation": "nnUNetTrainer", "common": "nnUNetTrainerCommonRecipe", "ours": "nnUNetTrainerMultitask"}
 
 
@@ -54,7 +54,7 @@ SETS = {
         },
         spacing=(3.0, 3.0),
         patch_size=(128, 128),
-        batch_size=4,
+        batch_size=2,
     ),
     # no evidence: the class "normal" has no lesion that could show it
     "busi": EvidenceSet(
@@ -63,7 +63,7 @@ SETS = {
         classification={"diagnosis": {"classes": ["normal", "benign", "malignant"]}},
         spacing=(4.0, 4.0),
         patch_size=(128, 160),
-        batch_size=4,
+        batch_size=2,
     ),
 }
 

@@ -1,4 +1,4 @@
-"""How often each training case is drawn."""
+"""How often each training case is drawn, or how much it counts, where classes are unequally frequent."""
 
 from __future__ import annotations
 
@@ -56,6 +56,28 @@ def balanced_sampling_probabilities(
     for positions in members.values():
         probabilities[positions] += (1 - unknown_share) / len(members) / len(positions)
     return probabilities / probabilities.sum()
+
+
+def class_weights(identifiers: Sequence[str], case_labels: CaseLabels) -> dict[str, np.ndarray]:
+    """Factors of the loss by class, inversely proportional to the number of training cases.
+
+    Args:
+        identifiers: The training cases of the fold.
+        case_labels: Labels by identifier and task.
+
+    Returns:
+        By ``multiclass`` or ``ordinal`` task float64 ``(K,)``, such that the mean over the labelled cases is 1; a class without a training case
+        gets 1. Tasks of which no label is known, and ``multilabel`` ones, whose classes do not compete, are left out.
+    """
+    weights = {}
+    for name, task in case_labels.tasks.items():
+        targets = [target for identifier in identifiers if (target := case_labels.target(identifier, name)) is not None]
+        if task.is_multilabel or not targets:
+            continue
+        counts = np.bincount(targets, minlength=task.num_classes)
+        present = counts > 0
+        weights[name] = np.where(present, len(targets) / np.maximum(counts, 1) / present.sum(), 1.0)
+    return weights
 
 
 def _classes_of(target: int | np.ndarray) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ class EpochScores:
     case_score: float  # mean over tasks
     cases_seen: int  # validation cases of which a patch was drawn
     cases_total: int
+    probabilities: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)  # by case and task, (K,)
 
     def lines(self) -> list[str]:
         """For the log."""
@@ -128,6 +129,7 @@ class EpochClassScores:
             case_score=_number(summary["case_score"]),
             cases_seen=len(table),
             cases_total=max(self.cases_total, len(table)),
+            probabilities=table,
         )
 
 

@@ -50,7 +50,7 @@ from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_lo
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper, deep_supervision_weights
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss, get_tp_fp_fn_tn
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
-from nnunetv2.training.nnUNetTrainer.epoch_class_scores import EpochClassScores
+from nnunetv2.training.nnUNetTrainer.epoch_class_scores import EpochClassScores, EpochScores
 from nnunetv2.utilities.collate_outputs import collate_outputs
 from nnunetv2.utilities.compilation import is_compiled, is_compiler_error, reason_not_to_compile, unwrapped_network
 from nnunetv2.utilities.crossval_split import check_splits, generate_crossval_split, generate_stratified_split, split_beyond_file
@@ -862,7 +862,7 @@ class nnUNetTrainer:
         if "class_records" in outputs:
             self.log_class_scores(outputs["class_records"])
 
-    def log_class_scores(self, records: list) -> None:
+    def log_class_scores(self, records: list) -> EpochScores:
         """Score the classes of all validation cases seen in this epoch."""
         scores = self.class_scores.scores(records)
         for task, values in scores.by_task.items():
@@ -872,6 +872,7 @@ class nnUNetTrainer:
         self.ema_case_score = self.logger.get_value("classification/ema_case_score", self.current_epoch)
         for line in scores.lines():
             self.print_to_log_file(line)
+        return scores
 
     def on_epoch_end(self) -> None:
         """Report the epoch and write the checkpoints that are due."""

@@ -24,7 +24,7 @@ from nnunetv2.network_architecture.classification_heads import (
 from nnunetv2.network_architecture.joint_network import HEADS_PREFIX, JointNetwork
 from nnunetv2.training.checkpointing import load_checkpoint_file
 from nnunetv2.training.dataloading.batch_stream import BatchStream
-from nnunetv2.training.dataloading.case_sampling import balanced_sampling_probabilities
+from nnunetv2.training.dataloading.case_sampling import balanced_sampling_probabilities, class_weights
 from nnunetv2.training.dataloading.class_targets import evidence_rules
 from nnunetv2.training.head_refit import (
     EVIDENCE_CENTRED_SHARE,
@@ -35,7 +35,8 @@ from nnunetv2.training.head_refit import (
     refit_on_patches,
 )
 from nnunetv2.training.loss.classification import ClassificationLoss
-from nnunetv2.training.nnUNetTrainer.epoch_class_scores import EpochClassScores
+from nnunetv2.training.nnUNetTrainer.collapse_detector import EPOCHS_TO_NOTICE, CollapseDetector
+from nnunetv2.training.nnUNetTrainer.epoch_class_scores import EpochClassScores, EpochScores
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.compilation import unwrapped_network
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
@@ -61,7 +62,9 @@ class nnUNetTrainerMultitask(nnUNetTrainer):
     head_gradient_norm: float = 1
     head_pooling: str = "mean_max"  # or "attention", "evidence"
     head_stages: tuple[int, ...] | None = None  # None: a middle encoder stage and the bottleneck
-    balanced_sampling: bool = False  # draw training cases of every class equally often
+    # Against imbalance one of these, never both: cases drawn equally often by class, or the loss weighted by class.
+    balanced_sampling: bool = False
+    class_weights: bool = False
 
     # New heads on the finished encoder, beside those of the joint training.
     head_refit: str = "cases"  # or "patches", "none"
@@ -85,6 +88,12 @@ class nnUNetTrainerMultitask(nnUNetTrainer):
             )
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.classification_tasks = tasks
+        if self.balanced_sampling and self.class_weights:
+            raise ValueError(
+                f"{type(self).__name__} sets balanced_sampling and class_weights. Both correct the imbalance of the classes; together they "
+                "would correct it twice. Set one of them to False."
+            )
+        self.collapse_detector: CollapseDetector | None = None
         self.refitted_heads: dict[str, nn.Module] = {}
         self.joint_heads_trained = True  # not where only new heads were put onto the network of another training
         self._classification_steps = 0  # of the optimisers, for the warm-up of the loss weight
@@ -163,9 +172,18 @@ class nnUNetTrainerMultitask(nnUNetTrainer):
         return unwrapped_network(self.network).segmentation_network
 
     def build_classification_loss(self) -> Callable[[Mapping, Mapping], dict[str, Tensor]]:
-        return ClassificationLoss(self.classification_tasks)
+        weights = None
+        if self.class_weights:
+            # of the fold's training cases alone
+            weights = class_weights(self.do_split()[0], self.case_labels())
+            for name, by_class in weights.items():
+                self.print_to_log_file(f"Class weights, {name}: {np.round(by_class, 3).tolist()}")
+        return ClassificationLoss(self.classification_tasks, class_weights=weights)
 
     def build_class_scores(self) -> EpochClassScores:
+        # In short trainings a sign that lasts for half of them is noticed.
+        epochs = max(1, min(EPOCHS_TO_NOTICE, self.num_epochs // 2))
+        self.collapse_detector = CollapseDetector(self.classification_tasks, self.case_labels(), epochs)
         evidence = {name: head.description.evidence for name, head in self.heads.items()}
         return EpochClassScores(self.classification_tasks, evidence, self.case_labels())
 
@@ -262,9 +280,16 @@ class nnUNetTrainerMultitask(nnUNetTrainer):
         super().on_train_epoch_start()
         self.print_to_log_file(f"Weight of the classification losses: {self.classification_loss_weight():.4f}")
 
+    def log_class_scores(self, records: list) -> EpochScores:
+        scores = super().log_class_scores(records)
+        for warning in self.collapse_detector.update(scores.probabilities):
+            self.print_to_log_file(warning)
+        return scores
+
     def training_state(self) -> dict[str, Any]:
         return {
             **super().training_state(),
+            "collapse_detector": self.collapse_detector.state,
             "classification_steps": self._classification_steps,
             "head_rng_state": head_rng_state(self.heads),
         }
@@ -272,6 +297,7 @@ class nnUNetTrainerMultitask(nnUNetTrainer):
     def restore_training_state(self, state: Mapping[str, Any]) -> None:
         super().restore_training_state(state)
         self._classification_steps = state["classification_steps"]
+        self.collapse_detector.state = state.get("collapse_detector", self.collapse_detector.state)
         set_head_rng_state(self.heads, state["head_rng_state"])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nnunetv2.training.dataloading.case_sampling import balanced_sampling_probabilities
+from nnunetv2.training.dataloading.case_sampling import balanced_sampling_probabilities, class_weights
 from nnunetv2.utilities.label_handling.classification_labels import CaseLabels, classification_tasks
 
 TASKS = classification_tasks(
@@ -51,3 +51,13 @@ def test_nothing_known_is_uniform_and_errors_name_the_task() -> None:
     assert balanced_sampling_probabilities("ab", CaseLabels()).tolist() == [0.5, 0.5]
     with pytest.raises(ValueError, match="no classification task 'side'.*grade"):
         balanced_sampling_probabilities("ab", labels(), "side")
+
+
+def test_class_weights_are_the_inverse_of_the_frequency() -> None:
+    case_labels = labels(a={"grade": 0}, b={"grade": 0}, c={"grade": 0}, d={"grade": 1}, e={"grade": None}, f={"findings": np.ones(2)})
+    assert {name: w.tolist() for name, w in class_weights("abcdef", case_labels).items()} == {"grade": pytest.approx([4 / 6, 2])}
+
+
+def test_a_class_without_a_training_case_has_the_weight_1() -> None:
+    assert class_weights("ab", labels(a={"grade": 0}, b={"grade": 0}))["grade"].tolist() == [1, 1]
+    assert class_weights("ab", labels()) == {}

@@ -17,7 +17,7 @@ from tiny_trainings import make_trainer, same, weights
 from nnunetv2.network_architecture.predicted_evidence import PredictedEvidence
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.dataloading.batch import Batch
-from nnunetv2.training.dataloading.case_sampling import balanced_sampling_probabilities
+from nnunetv2.training.dataloading.case_sampling import balanced_sampling_probabilities, class_weights
 from nnunetv2.training.nnUNetTrainer.epoch_class_scores import ClassRecord, EpochClassScores
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainerMultitask import nnUNetTrainerMultitask, nnUNetTrainerMultitask_5epochs
@@ -230,6 +230,52 @@ def test_balanced_sampling_is_a_switch_of_the_training_cases_alone(balanced: boo
     found = train.sampling_probabilities
     assert (None if found is None else found.tolist()) == expected
     assert val.sampling_probabilities is None
+
+
+class Weighted(nnUNetTrainerMultitask):
+    class_weights = True
+
+
+def test_class_weights_come_from_the_training_cases_alone(tiny_training: Folders) -> None:
+    trainer = make_trainer(Weighted, tiny_training["preprocessed"])
+    trainer.initialize()
+    train, held_out = trainer.do_split()
+    labels = trainer.case_labels()
+    assert set(trainer.classification_loss.class_weights) == {"subtype", "grade", "side"}  # classes of a multilabel task do not compete
+    for name, weights_of_task in trainer.classification_loss.class_weights.items():
+        targets = [target for case in train if (target := labels.target(case, name)) is not None]
+        by_case = [float(weights_of_task[target]) for target in targets]
+        assert np.mean(by_case) == pytest.approx(1)
+        totals = {target: sum(w for w, t in zip(by_case, targets) if t == target) for target in set(targets)}
+        assert len(set(np.round(list(totals.values()), 6))) == 1  # every class counts the same
+    everything = class_weights([*train, *held_out], labels)
+    assert any(not np.allclose(everything[name], trainer.classification_loss.class_weights[name]) for name in everything)
+
+
+def test_imbalance_is_corrected_once(tiny_training: Folders) -> None:
+    class Twice(Weighted):
+        balanced_sampling = True
+
+    with pytest.raises(ValueError, match="balanced_sampling and class_weights.*twice"):
+        make_trainer(Twice, tiny_training["preprocessed"])
+
+
+def test_a_collapsed_head_is_reported_in_the_log(tiny_training: Folders) -> None:
+    trainer = make_trainer(nnUNetTrainerMultitask, tiny_training["preprocessed"], num_epochs=4)
+    trainer.initialize()
+    labels = trainer.case_labels()
+    case_of_side = {labels.target(case, "side"): case for case in labels.rows if labels.target(case, "side") is not None}
+    classes = {name: len(task.classes) for name, task in trainer.classification_tasks.items()}
+    probabilities = {name: np.eye(number)[0] * 0.9 + 0.1 / number for name, number in classes.items()}
+    records = [
+        ClassRecord(identifier=case, probabilities=probabilities, evidence=dict.fromkeys(classes, 0.0)) for case in case_of_side.values()
+    ]
+    warned = "WARNING: the classification head of side may have collapsed: for 2 epochs all 2 validation cases get the same answer, 'left'"
+    for trainer.current_epoch in range(2):  # half of the training
+        assert warned not in Path(trainer.log_file).read_text()
+        trainer.log_class_scores(records)
+    assert warned in Path(trainer.log_file).read_text()
+    assert trainer.training_state()["collapse_detector"]["side"]["one_class"] == 2
 
 
 def test_other_peoples_trainers_gain_heads_by_inheritance(tiny_training: Folders) -> None:
