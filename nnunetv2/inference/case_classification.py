@@ -127,8 +127,8 @@ class CaseClassification:
         for name, task in self.tasks.items():
             if name in self.case_heads:
                 features = self.case_features(name, (measures or {}).get(name))
-                logits = self.case_heads[name].classify_case(torch.from_numpy(features)[None])[0]
-                result[name] = class_probabilities(task, logits).detach().cpu().numpy().astype(np.float64)
+                probabilities = self.case_heads[name].case_probabilities(torch.from_numpy(features)[None])[0]
+                result[name] = probabilities.detach().cpu().numpy().astype(np.float64)
             else:
                 result[name] = self._aggregated(name, exclusive=not task.is_multilabel)
         return result

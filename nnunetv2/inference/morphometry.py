@@ -14,7 +14,8 @@ import numpy as np
 PERCENTILES = (10, 50, 90)
 MM3_PER_ML = 1000.0
 LENGTHS = ("length_1_mm", "length_2_mm", "length_3_mm")
-SHAPE_FEATURES = ("present", "log_volume_ml", "log_surface_cm2", "sphericity", *LENGTHS, "log_pieces", "largest_piece")
+DEPTHS = ("mean_depth_mm", "largest_depth_mm")  # distance of the voxels inside from the surface: how thick a wall is
+SHAPE_FEATURES = ("present", "log_volume_ml", "log_surface_cm2", "sphericity", *LENGTHS, *DEPTHS, "log_pieces", "largest_piece")
 INTENSITY_FEATURES = ("mean", "deviation", *(f"percentile_{p}" for p in PERCENTILES))
 
 
@@ -84,6 +85,7 @@ def _measure(mask: np.ndarray, image: np.ndarray, spacing_mm: np.ndarray, flat: 
             np.log(surface_mm2 / 100),
             _sphericity(volume_mm3, surface_mm2, flat),
             *_axis_lengths_mm(indices, spacing_mm),
+            *_depths_mm(mask, spacing_mm, flat),
             np.log(len(pieces)),
             pieces.max() / pieces.sum(),
         ]
@@ -117,6 +119,17 @@ def _axis_lengths_mm(indices: np.ndarray, spacing_mm: np.ndarray) -> np.ndarray:
     positions_mm = indices * spacing_mm
     covariance = np.cov(positions_mm, rowvar=False, bias=True) + np.diag(spacing_mm**2 / 12)  # a voxel has an extent of its own
     return 2 * np.sqrt(5 * np.linalg.eigvalsh(covariance)[::-1])
+
+
+def _depths_mm(mask: np.ndarray, spacing_mm: np.ndarray, flat: bool) -> tuple[float, float]:
+    """Mean and largest distance of a voxel's centre from the nearest one outside."""
+    from scipy.ndimage import distance_transform_edt
+
+    if flat:
+        mask, spacing_mm = mask[0], spacing_mm[1:]
+    depths = distance_transform_edt(np.pad(mask, 1), sampling=spacing_mm)
+    inside = depths[depths > 0]
+    return float(inside.mean()), float(inside.max())
 
 
 def _piece_sizes(mask: np.ndarray) -> np.ndarray:

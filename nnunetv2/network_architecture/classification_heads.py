@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nnunetv2.network_architecture.predicted_evidence import PredictedEvidence
+from nnunetv2.network_architecture.tree_ensemble import TreeEnsemble
 
 if TYPE_CHECKING:
     from nnunetv2.utilities.label_handling.classification_labels import ClassificationTask
@@ -41,6 +42,7 @@ class HeadDescription:
     # Label values of the structures whose morphometry a head of level "case" sees, and the names of the measures in order.
     structures: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     measures: tuple[str, ...] = ()
+    trees: tuple[int, int] = (0, 0)  # number of decision trees on the measures, and nodes of the largest
 
     def __post_init__(self) -> None:
         if self.pooling not in POOLINGS:
@@ -60,6 +62,7 @@ class HeadDescription:
             "has_regions": self.evidence.has_regions,
             "structures": {name: list(values) for name, values in self.structures.items()},
             "measures": list(self.measures),
+            "trees": list(self.trees),
         }
 
     @classmethod
@@ -76,6 +79,7 @@ class HeadDescription:
             ),
             structures={name: tuple(int(v) for v in label_values) for name, label_values in values.get("structures", {}).items()},
             measures=tuple(values.get("measures", ())),
+            trees=tuple(int(number) for number in values.get("trees", (0, 0))),
         )
 
 
@@ -249,11 +253,12 @@ class SeededDropout(nn.Module):
 
 
 class CaseHead(nn.Module):
-    """A linear classifier of whole cases, on features that are averaged over tiles first and on the morphometry of the case.
+    """A classifier of whole cases, on features that are averaged over tiles first and on the morphometry of the case.
 
-    Inside the network it only pools: its output for a tile is the vector to average. :meth:`classify_case` makes logits of the average.
-    A linear layer, since a few hundred cases do not carry more; features are standardized with the means and deviations of the training
-    cases, which are stored with the weights.
+    Inside the network it only pools: its output for a tile is the vector to average. :meth:`case_probabilities` classifies the average.
+    Features and measures go through a linear layer, since a few hundred cases do not carry more; they are standardized with the means and
+    deviations of the training cases, which are stored with the weights. The measures, which are few, also go through decision trees: classes
+    that are defined by size and shape are so by thresholds and by combinations of measures. Both have half of the vote.
 
     Args:
         description: Level ``case``.
@@ -270,6 +275,7 @@ class CaseHead(nn.Module):
             self.output = output(sum(self.blocks), description.task.num_logits)
         self.register_buffer("feature_mean", torch.zeros(sum(self.blocks)))
         self.register_buffer("feature_scale", torch.ones(sum(self.blocks)))
+        self.trees = TreeEnsemble(*description.trees, outputs=description.task.num_logits) if description.trees[0] else None
 
     @property
     def needs_segmentation(self) -> bool:
@@ -282,8 +288,27 @@ class CaseHead(nn.Module):
             logits = None if segmentation_logits is None else segmentation_logits.detach()
             return self.pooling([features[stage] for stage in self.description.stages], logits)
 
+    def case_probabilities(self, vectors: Tensor) -> Tensor:
+        """Class probabilities ``(B, number of classes)`` of cases; ``vectors`` as for :meth:`classify_case`."""
+        task = self.description.task
+        linear = class_probabilities(task, self.classify_case(vectors))
+        if self.trees is None:
+            return linear
+        return (linear + class_shares(task, self.trees(self.measures_of(vectors)))) / 2
+
+    def set_trees(self, trees: TreeEnsemble) -> None:
+        """Have ``trees``, grown on :meth:`measures_of`, vote too."""
+        self.trees = trees
+        self.description = replace(self.description, trees=tuple(trees.feature.shape))
+
+    def measures_of(self, vectors: Tensor) -> Tensor:
+        """The morphometry in ``vectors``, ``(B, number of measures)``; what does not exist (NaN) is the mean of the training cases."""
+        first = sum(self.blocks) - len(self.description.measures)
+        measures = vectors[:, first:].to(self.feature_mean.device)
+        return torch.where(measures.isnan(), self.feature_mean[first:].to(measures), measures)
+
     def classify_case(self, vectors: Tensor) -> Tensor:
-        """Logits ``(B, number of logits)`` of cases.
+        """Logits ``(B, number of logits)`` of cases, of the linear layer alone.
 
         Args:
             vectors: ``(B, F)``, the averaged features and behind them the measures; a measure that does not exist (NaN) counts as the mean
@@ -433,6 +458,28 @@ def class_probabilities(task: ClassificationTask, logits: Tensor) -> Tensor:
         # clamped: two sigmoids close to 1 may be rounded in the wrong order
         return (torch.cat([edge, higher], dim=-1) - torch.cat([higher, edge * 0], dim=-1)).clamp(min=0)
     return torch.softmax(logits, dim=-1)
+
+
+def class_shares(task: ClassificationTask, shares: Tensor) -> Tensor:
+    """Class probabilities ``(..., number of classes)`` from :func:`tree_targets` averaged over cases."""
+    if not task.is_ordinal:
+        return shares
+    edge = torch.ones_like(shares[..., :1])
+    # clamped: means of many trees may be rounded in the wrong order
+    return (torch.cat([edge, shares], dim=-1) - torch.cat([shares, edge * 0], dim=-1)).clamp(min=0)
+
+
+def tree_targets(task: ClassificationTask, targets: Tensor) -> Tensor:
+    """What trees learn to say, ``(B, number of logits)``: 1 for the class, or for every one that is present; ordinal: for every lower one.
+
+    Args:
+        task: Says how many classes there are and what they have to do with each other.
+        targets: ``(B,)`` class indices, or ``(B, K)`` 0 and 1 for multilabel.
+    """
+    if task.is_multilabel:
+        return targets
+    indices = torch.arange(task.num_logits, device=targets.device)
+    return ((targets[:, None] > indices) if task.is_ordinal else (targets[:, None] == indices)).float()
 
 
 def head_rng_state(heads: Mapping[str, nn.Module]) -> dict[str, dict[str, Tensor]]:

@@ -22,9 +22,11 @@ from nnunetv2.network_architecture.classification_heads import (
     build_heads,
     default_stages,
     encoder_channels,
+    tree_targets,
 )
 from nnunetv2.network_architecture.joint_network import JointNetwork
 from nnunetv2.network_architecture.predicted_evidence import PredictedEvidence
+from nnunetv2.network_architecture.tree_ensemble import TreeEnsemble
 from nnunetv2.training.data_augmentation.default_augmentation import intensity_transforms
 from nnunetv2.training.dataloading.case_sampling import balanced_sampling_probabilities
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
@@ -41,6 +43,7 @@ REFITS = ("cases", "patches", "none")
 SEED_OFFSET = 2_000_003  # other random numbers than those of the training
 EVIDENCE_CENTRED_SHARE = 2 / 3  # of the samples of a refit on patches
 LEARNING_RATE, WEIGHT_DECAY, GRADIENT_NORM = 3e-4, 1e-4, 1.0
+CASES_OF_A_LEAF = 2
 SMALLEST_DEVIATION = 1e-6  # a feature that varies less than this among the training cases says nothing
 
 
@@ -48,7 +51,7 @@ SMALLEST_DEVIATION = 1e-6  # a feature that varies less than this among the trai
 
 
 def refit_on_cases(
-    trainer: nnUNetTrainerMultitask, *, augmented_copies: int, penalty: float, with_morphometry: bool
+    trainer: nnUNetTrainerMultitask, *, augmented_copies: int, penalty: float, with_morphometry: bool, trees: int
 ) -> dict[str, nn.Module]:
     """Heads fitted to the training cases as the predictor sees them.
 
@@ -57,6 +60,7 @@ def refit_on_cases(
         augmented_copies: How often every case is seen with other intensities, besides once as it is.
         penalty: Of the squared weights of the linear layer.
         with_morphometry: Whether the heads look at the sizes and shapes of the predicted structures.
+        trees: Decision trees on the morphometry; 0 for none.
     """
     network = trainer.segmentation_network()
     heads = unfitted_case_heads(trainer, with_morphometry)
@@ -70,7 +74,10 @@ def refit_on_cases(
         if not known:
             raise ValueError(f"Task {name}: no training case has a label, so no head can be fitted. Fill in labels.csv.")
         weights = balanced_sampling_probabilities([identifiers[i] for i in known], case_labels, name, draw_unknown=False) * len(known)
-        loss = fit_case_head(head, vectors[name][known], [targets[i] for i in known], weights, penalty)
+        known_vectors, known_targets = vectors[name][known], [targets[i] for i in known]
+        loss = fit_case_head(head, known_vectors, known_targets, weights, penalty)
+        if with_morphometry and trees:
+            grow_trees(head, known_vectors, known_targets, weights, trees, trainer.seed)
         trainer.print_to_log_file(f"Head refit, {name}: {len(known)} views of training cases, loss {loss:.4f}")
     return dict(heads)
 
@@ -122,7 +129,7 @@ def case_vectors(
             data, _, previous_stage, properties = dataset.load_case(identifier)
             image = torch.from_numpy(np.asarray(data[:]))
             for copy in range(1 + augmented_copies):
-                view = image if copy == 0 else _other_intensities(image, trainer.seed + SEED_OFFSET, number, copy)
+                view = image if copy == 0 else other_intensities(image, trainer.seed + SEED_OFFSET, number, copy)
                 view = with_previous_stage(trainer, view.numpy(), previous_stage)
                 features = predictor.case_features_from_preprocessed_data(torch.from_numpy(view), properties)
                 identifiers.append(str(identifier))
@@ -131,7 +138,7 @@ def case_vectors(
     return identifiers, {task: np.stack(rows) for task, rows in vectors.items()}
 
 
-def _other_intensities(image: Tensor, *position: int) -> Tensor:
+def other_intensities(image: Tensor, *position: int) -> Tensor:
     """An image ``(C, X, Y, Z)`` with the intensity part of the training's augmentation; a function of the position alone."""
     with restored_random_state(), torch.no_grad():
         seed_sample(*position)
@@ -199,6 +206,26 @@ def fit_case_head(head: CaseHead, vectors: np.ndarray, targets: Sequence[Target]
     head.to(device, torch.float32)
     head.requires_grad_(False)
     return loss
+
+
+def grow_trees(head: CaseHead, vectors: np.ndarray, targets: Sequence[Target], weights: np.ndarray, number: int, seed: int) -> None:
+    """Give a fitted head decision trees on the measures: randomized ones, whose mean is what a small number of cases can carry.
+
+    Args:
+        head: Changed in place; its feature means are set.
+        vectors: ``(n, F)``; NaN where a measure does not exist.
+        targets: What is true of each; all known.
+        weights: ``(n,)``.
+        number: Of trees.
+        seed: Of the random splits.
+    """
+    from sklearn.ensemble import ExtraTreesRegressor
+
+    measures = head.measures_of(torch.from_numpy(np.asarray(vectors, dtype=np.float64))).cpu().numpy()
+    # Squared error on indicators of the classes is the Gini impurity, and serves every type of task.
+    forest = ExtraTreesRegressor(number, min_samples_leaf=CASES_OF_A_LEAF, random_state=seed)
+    forest.fit(measures, tree_targets(head.description.task, _target_tensor(head.description.task, targets)).numpy(), sample_weight=weights)
+    head.set_trees(TreeEnsemble.from_scikit_learn(forest).to(head.feature_mean.device))
 
 
 def _target_tensor(task: ClassificationTask, targets: Sequence[Target]) -> Tensor:

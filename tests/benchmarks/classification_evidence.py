@@ -16,8 +16,12 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainerMultitask import nnUNetTrainerMultitask
 
 HERE = Path(__file__).parent
 TABLES = HERE.parents[1] / "documentation" / "classification-evidence"
@@ -144,6 +148,85 @@ def write_dice(summary_file: Path, table: Path) -> None:
             writer.writerow([identifier, *("" if value is None or value != value else f"{value:.6f}" for value in values)])
 
 
+# --- features of finished encoders, for everything that needs no training of the network
+
+
+def finished_training(key: str, work: Path, fold: int) -> nnUNetTrainerMultitask:
+    """The trainer of the method ``ours`` with its final weights."""
+    import torch
+
+    from nnunetv2.run.run_training import get_trainer_from_args
+
+    os.environ.update(environment(work))
+    trainer = get_trainer_from_args(SETS[key].number, CONFIGURATION, fold, TRAINERS["ours"], PLANS, device=torch.device("cpu"))
+    trainer.disable_checkpointing = True
+    trainer.load_checkpoint(str(Path(trainer.output_folder, "checkpoint_final.pth")))
+    return trainer
+
+
+def extract(key: str, work: Path, fold: int, copies: int) -> None:
+    """Keep what heads can see of every case: features of all encoder stages and the answers of the joint heads by tile, the measures.
+
+    Args:
+        key: Set.
+        work: Folder of the runs; the arrays go to ``features`` there.
+        fold: Whose encoder.
+        copies: Views of every training case with other intensities, beside the case as it is.
+    """
+    import numpy as np
+    import torch
+
+    from nnunetv2.inference.morphometry import morphometry_names
+    from nnunetv2.network_architecture.classification_heads import CaseHead, HeadDescription, encoder_channels
+    from nnunetv2.network_architecture.joint_network import JointNetwork
+    from nnunetv2.network_architecture.predicted_evidence import PredictedEvidence
+    from nnunetv2.training.head_refit import foreground_structures, other_intensities
+    from nnunetv2.training.nnUNetTrainer.case_validation import predictor_of, segmentation_at_full_resolution
+
+    target = work / "features" / key / f"fold_{fold}"
+    target.mkdir(parents=True, exist_ok=True)
+    trainer = finished_training(key, work, fold)
+    labels = trainer.dataset_json["labels"]
+    structures = foreground_structures(labels)
+    channels = encoder_channels(trainer.segmentation_network())
+    heads, tasks = dict(trainer.heads), dict(trainer.classification_tasks)
+    some_task = replace(next(iter(tasks.values())), evidence=tuple(structures))
+    for pooling in ("mean_max", "evidence"):
+        description = HeadDescription(
+            task=some_task,
+            pooling=pooling,
+            stages=tuple(range(len(channels))),
+            level="case",
+            evidence=PredictedEvidence.from_labels(tuple(structures), labels),
+            structures=structures,
+            measures=tuple(morphometry_names(list(structures), trainer.num_input_channels)),
+        )
+        heads[f"vector_{pooling}"], tasks[f"vector_{pooling}"] = CaseHead(description, channels), some_task
+    predictor = predictor_of(trainer, JointNetwork(trainer.segmentation_network(), heads))
+    predictor.classification_tasks = tasks
+    training, validation = trainer.get_tr_and_val_datasets()
+    with segmentation_at_full_resolution(trainer), torch.inference_mode():
+        for dataset, views in ((validation, 1), (training, 1 + copies)):
+            for number, identifier in enumerate(dataset.identifiers):
+                data, _, _, properties = dataset.load_case(identifier)
+                image = torch.from_numpy(np.asarray(data[:]))
+                for view in range(views):
+                    file = target / f"{identifier}_{view}.npz"
+                    if file.exists():
+                        continue
+                    seen = image if view == 0 else other_intensities(image, SEED, number, view)
+                    votes = predictor._new_votes("evidence")
+                    logits = predictor._predict_sliding_window(seen, votes)
+                    arrays = {name: np.stack(vote.values).astype(np.float32) for name, vote in votes._votes.items()}
+                    np.savez(
+                        file,
+                        evidence_mass=np.asarray(votes._votes["vector_mean_max"].evidence),
+                        measures=predictor._measures(logits, seen, properties)["vector_mean_max"],
+                        channels=np.array(channels),
+                        **arrays,
+                    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -156,11 +239,18 @@ def main() -> None:
     command.add_argument("work", type=Path)
     command.add_argument("--method", choices=TRAINERS, required=True)
     command.add_argument("--fold", type=int, required=True)
+    command = commands.add_parser("extract", help="features of the encoder of one fold")
+    command.add_argument("set", choices=SETS)
+    command.add_argument("work", type=Path)
+    command.add_argument("--fold", type=int, required=True)
+    command.add_argument("--copies", type=int, default=0)
     arguments = parser.parse_args()
     if arguments.command == "prepare":
         prepare(SETS[arguments.set], arguments.data / arguments.set, arguments.work.resolve())
-    else:
+    elif arguments.command == "train":
         train(arguments.set, arguments.work.resolve(), arguments.method, arguments.fold)
+    else:
+        extract(arguments.set, arguments.work.resolve(), arguments.fold, arguments.copies)
 
 
 if __name__ == "__main__":

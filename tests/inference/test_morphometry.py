@@ -31,6 +31,8 @@ def test_a_ball_has_the_measures_of_a_ball_on_any_grid(spacing: tuple[float, flo
     assert 0.87 < found["lesion/sphericity"] <= 1.0
     for axis in (1, 2, 3):
         assert found[f"lesion/length_{axis}_mm"] == pytest.approx(30, rel=0.03)
+    assert found["lesion/largest_depth_mm"] == pytest.approx(15, abs=1.5)
+    assert found["lesion/mean_depth_mm"] == pytest.approx(15 / 4, abs=0.6)  # of a ball: a quarter of the radius
     assert found["lesion/log_pieces"] == 0 and found["lesion/largest_piece"] == 1 and found["lesion/present"] == 1
 
 
@@ -70,6 +72,14 @@ def test_a_disc_in_one_slice_is_measured_in_two_dimensions() -> None:
     assert np.exp(found["lesion/log_surface_cm2"]) * 100 == pytest.approx(2 * np.pi * 10, rel=0.1)
     assert 0.85 < found["lesion/sphericity"] <= 1.0
     assert found["lesion/length_1_mm"] == pytest.approx(2 * 10 * np.sqrt(5 / 4), rel=0.03)
+    assert found["lesion/largest_depth_mm"] == pytest.approx(10, abs=0.5)
+    assert found["lesion/mean_depth_mm"] == pytest.approx(10 / 3, abs=0.3)  # of a disc: a third of the radius
+
+
+def test_the_largest_depth_is_half_the_thickness_of_a_wall() -> None:
+    shell = _ball(20, (1.0, 1.0, 1.0)) - _ball(12, (1.0, 1.0, 1.0))
+    found = _measures(shell, np.zeros((1, *shell.shape)), (1.0, 1.0, 1.0), {"wall": (1,)})
+    assert found["wall/largest_depth_mm"] == pytest.approx(4, abs=1)
 
 
 def test_an_absent_structure_is_small_and_otherwise_unknown() -> None:

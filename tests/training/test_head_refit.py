@@ -14,9 +14,9 @@ from tiny_datasets import PLANS
 from tiny_trainings import CPU, make_trainer, same, weights
 
 from nnunetv2.inference.predict_from_raw_data import ClassificationOptions, nnUNetPredictor
-from nnunetv2.network_architecture.classification_heads import CaseHead, HeadDescription, class_probabilities
+from nnunetv2.network_architecture.classification_heads import CaseHead, HeadDescription, class_probabilities, class_shares
 from nnunetv2.run.run_training import run_training
-from nnunetv2.training.head_refit import fit_case_head, foreground_structures
+from nnunetv2.training.head_refit import fit_case_head, foreground_structures, grow_trees
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainerMultitask import nnUNetTrainerMultitask
 from nnunetv2.utilities.checkpoint_io import load_checkpoint_file
@@ -201,3 +201,35 @@ def test_weights_of_another_network_are_refused(tiny_training: Folders, tmp_path
     trainer.initialize()
     with pytest.raises(ValueError, match="do not fit the segmentation network"):
         trainer.load_segmentation(str(tmp_path / "other.pth"))
+
+
+@pytest.mark.parametrize("task", [{"type": "ordinal"}, {"type": "multilabel"}, {}])
+def test_trees_vote_beside_the_linear_layer_on_what_it_cannot_tell_apart(task: dict[str, str], tmp_path: Path) -> None:
+    """Classes by the product of two measures, of which a line sees nothing."""
+    rng = np.random.default_rng(4)
+    vectors = rng.normal(size=(240, 11))
+    classes = (vectors[:, 8] * vectors[:, 9] > 0).astype(int) + (vectors[:, 8] * vectors[:, 9] > 0.5)
+    vectors[::9, 10] = np.nan
+    multilabel = task.get("type") == "multilabel"
+    targets = [np.array([c > 0, c > 1, c == 0], dtype=np.float32) for c in classes] if multilabel else list(classes)
+    seen, held_out = slice(0, 160), slice(160, None)
+    head = case_head(**task)
+    fit_case_head(head, vectors[seen], targets[seen], np.ones(160), 0.1)
+    grow_trees(head, vectors[seen], targets[seen], np.ones(160), 100, seed=0)
+
+    def right(probabilities: torch.Tensor) -> float:
+        decided = probabilities.numpy() >= 0.5 if multilabel else probabilities.argmax(dim=1).numpy()
+        return (decided == np.array(targets[held_out])).mean()
+
+    inputs = torch.from_numpy(vectors[held_out]).float()
+    linear = class_probabilities(head.description.task, head.classify_case(inputs))
+    both = head.case_probabilities(inputs)
+    assert right(both) > right(linear) + 0.1
+    torch.testing.assert_close(2 * both - linear, class_shares(head.description.task, head.trees(head.measures_of(inputs))))
+    if not multilabel:
+        torch.testing.assert_close(both.sum(dim=1), torch.ones(len(both)))
+    assert both.min() >= 0
+    # and again from what a checkpoint holds
+    copy = CaseHead(HeadDescription.from_dict(head.description.task, head.description.to_dict()), [4])
+    copy.load_state_dict(head.state_dict())
+    assert torch.equal(copy.case_probabilities(inputs), both)

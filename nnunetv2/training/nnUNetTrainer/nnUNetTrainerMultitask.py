@@ -73,6 +73,7 @@ class nnUNetTrainerMultitask(nnUNetTrainer):
     refit_augmented_copies: int = 1  # on cases: views of every case with other intensities
     refit_penalty: float = 0.1  # on cases: of the squared weights
     refit_morphometry: bool = True  # on cases: sizes and shapes of the predicted structures beside the features
+    refit_trees: int = 200  # on cases: decision trees on the sizes and shapes
     refit_share_of_epochs: float = 0.3  # on patches
     refit_epochs_at_most: int = 30  # on patches
 
@@ -245,6 +246,7 @@ class nnUNetTrainerMultitask(nnUNetTrainer):
                 augmented_copies=self.refit_augmented_copies,
                 penalty=self.refit_penalty,
                 with_morphometry=self.refit_morphometry,
+                trees=self.refit_trees,
             )
         else:
             self.refitted_heads = refit_on_patches(self, epochs=self.refit_epochs())
