@@ -95,7 +95,9 @@ def predictions(model: Path, images: Path, tmp_path_factory: pytest.TempPathFact
             predictor=predictor, model=model, images=images, aggregation=aggregation, table=tmp_path_factory.mktemp("out") / "classes.csv"
         )
         with pytest.raises(CaseErrors) as caught:
-            predictor.predict_from_files_sequential(str(images), None, save_classification=found.table, classification_options=found.options)
+            predictor.predict_from_files_sequential(
+                str(images), None, save_classification=found.table, classification_options=found.options
+            )
         assert [failure.identifier for failure in caught.value.failures] == ["broken"]
         results.append(found)
     return results
