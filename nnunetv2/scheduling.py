@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-
 # Errors of these types are raised with whole sentences for the user.
 TYPES_WITH_MESSAGES = (ValueError, RuntimeError, OSError)
 MOST_CASES_NAMED = 10

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,19 @@ import SimpleITK as sitk
 import torch
 from torch import nn
 
-from nnunetv2.network_architecture.classification_heads import build_heads, classification_entry, encoder_channels
+from nnunetv2.inference.morphometry import morphometry_names
+from nnunetv2.network_architecture.classification_heads import (
+    CaseHead,
+    HeadDescription,
+    build_heads,
+    classification_entry,
+    default_stages,
+    encoder_channels,
+)
 from nnunetv2.network_architecture.joint_network import with_classification_heads
+from nnunetv2.network_architecture.predicted_evidence import PredictedEvidence
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-from nnunetv2.utilities.label_handling.classification_labels import classification_tasks
+from nnunetv2.utilities.label_handling.classification_labels import ClassificationTask, classification_tasks
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -87,8 +96,27 @@ def dataset_json(labels: Mapping[str, Any] = LABELS, **entries: Any) -> dict[str
     return {"channel_names": {"0": "MR"}, "labels": dict(labels), "numTraining": 10, "file_ending": ".nii.gz", **entries}
 
 
-def random_network(plans_content: dict, dataset: dict, *, seed: int, classification: bool = False, pooling: str = "mean_max") -> nn.Module:
-    """A network with random weights, whose classes differ from place to place."""
+def random_network(
+    plans_content: dict,
+    dataset: dict,
+    *,
+    seed: int,
+    classification: bool | Mapping[str, Any] = False,
+    pooling: str = "mean_max",
+    level: str = "patch",
+    morphometry: bool = False,
+) -> nn.Module:
+    """A network with random weights, whose classes differ from place to place.
+
+    Args:
+        plans_content: With one configuration.
+        dataset: Channels and labels.
+        seed: Of the weights.
+        classification: Heads for these tasks, as in ``dataset.json``; True: those of ``CLASSIFICATION``.
+        pooling: Of the heads.
+        level: ``patch``, or ``case`` for heads of whole cases.
+        morphometry: Whether heads of whole cases also look at the sizes and shapes of the structures.
+    """
     torch.manual_seed(seed)
     configuration = PlansManager(plans_content).get_configuration(next(iter(plans_content["configurations"])))
     network = get_network_from_plans(
@@ -104,17 +132,46 @@ def random_network(plans_content: dict, dataset: dict, *, seed: int, classificat
             parameter.add_(torch.randn_like(parameter) * 0.3)
     if not classification:
         return network
-    tasks = classification_tasks(dataset | {"classification": CLASSIFICATION})
-    heads = build_heads(tasks, encoder_channels(network), pooling=pooling, labels=dataset["labels"], seed=seed)
+    tasks = classification_tasks(dataset | {"classification": CLASSIFICATION if classification is True else classification})
+    if level == "patch":
+        heads = build_heads(tasks, encoder_channels(network), pooling=pooling, labels=dataset["labels"], seed=seed)
+    else:
+        heads = _random_case_heads(tasks, encoder_channels(network), pooling, dataset, morphometry)
     return with_classification_heads(network, heads)
+
+
+def _random_case_heads(
+    tasks: Mapping[str, ClassificationTask], channels: Sequence[int], pooling: str, dataset: dict, morphometry: bool
+) -> dict[str, CaseHead]:
+    """Heads of whole cases with random weights, means and deviations."""
+    structures = {name: (value,) for name, value in dataset["labels"].items() if value} if morphometry else {}
+    heads = {}
+    for name, task in tasks.items():
+        description = HeadDescription(
+            task=task,
+            pooling=pooling,
+            stages=default_stages(len(channels)),
+            level="case",
+            evidence=PredictedEvidence.from_labels(task.evidence, dataset["labels"]),
+            structures=structures,
+            measures=tuple(morphometry_names(list(structures), 1)),
+        )
+        heads[name] = head = CaseHead(description, channels)
+        with torch.no_grad():
+            for values in [*head.parameters(), head.feature_mean]:
+                values.copy_(torch.randn_like(values) * 0.05)  # measures reach 20: larger weights make every class certain
+            head.feature_scale.copy_(torch.rand_like(head.feature_scale) + 0.5)
+    return heads
 
 
 def write_model(
     folder: Path,
     *,
     folds: tuple[int | str, ...] = (0,),
-    classification: bool = False,
+    classification: bool | Mapping[str, Any] = False,
     pooling: str = "mean_max",
+    level: str = "patch",
+    morphometry: bool = False,
     trainer_name: str = "nnUNetTrainer",
     plans_content: dict | None = None,
     dataset: dict | None = None,
@@ -124,7 +181,8 @@ def write_model(
     plans_content = plans_content or plans()
     dataset = dataset or dataset_json()
     for index, fold in enumerate(folds):
-        network = random_network(plans_content, dataset, seed=index, classification=classification, pooling=pooling)
+        heads = {"classification": classification, "pooling": pooling, "level": level, "morphometry": morphometry}
+        network = random_network(plans_content, dataset, seed=index, **heads)
         checkpoint = {
             "network_weights": network.state_dict(),
             "trainer_name": trainer_name,

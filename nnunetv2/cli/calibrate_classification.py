@@ -10,9 +10,8 @@ from nnunetv2.cli.arguments import dataset_id_or_name, run_command
 METHODS = ("temperature", "vector")
 
 
-@run_command
-def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of ``nnUNetv2_calibrate_classification``."""
+def build_parser() -> argparse.ArgumentParser:
+    """Options of ``nnUNetv2_calibrate_classification``."""
     parser = argparse.ArgumentParser(
         prog="nnUNetv2_calibrate_classification",
         description="Calibrate the class probabilities of a model on the validation cases of its folds. Writes "
@@ -31,10 +30,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="temperature: one number, for multilabel one for each class; vector: also shifts classes, needs more cases "
         "(default: %(default)s)",
     )
+    return parser
+
+
+@run_command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of ``nnUNetv2_calibrate_classification``."""
+    parser = build_parser()
     args = parser.parse_args(argv)
-    names = [value is not None for value in (args.d, args.c)]
-    if not all(names) if args.m is None else any(names):
-        parser.error("give the model either by its folder, -m, or by -d and -c")
+    check_options(parser, args)
 
     from nnunetv2.evaluation.calibrate_classification import calibrate_classification, summary_text
     from nnunetv2.utilities.file_path_utilities import get_output_folder
@@ -43,6 +47,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     calibration, notes = calibrate_classification(folder, args.ref, args.method)
     print(summary_text(calibration, notes))
     print(f"\nWritten: classification_calibration.json and reliability plots in {folder}")
+
+
+def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """What contradicts itself; ends with a message like a misspelled option."""
+    names = [value is not None for value in (args.d, args.c)]
+    if not all(names) if args.m is None else any(names):
+        parser.error("give the model either by its folder, -m, or by -d and -c")
 
 
 if __name__ == "__main__":

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from nnunetv2.cli.arguments import run_command
 
 
-@run_command
-def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of ``nnUNetv2_convert_class_folders``."""
+def build_parser() -> argparse.ArgumentParser:
+    """Options of ``nnUNetv2_convert_class_folders``."""
     parser = argparse.ArgumentParser(
         prog="nnUNetv2_convert_class_folders",
         description="Make a dataset in nnUNet_raw of train/CLASS/CASE_0000.nii.gz and CASE.nii.gz, validation/CLASS/... and "
@@ -26,7 +25,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("-context", nargs="+", default=(), metavar="NAME", help="labels around them, with weak evidence")
     parser.add_argument("-ending", default=".nii.gz", metavar="ENDING", help="ending of all files (default: %(default)s)")
     parser.add_argument("--link", action="store_true", help="hard links instead of copies: no space needed, same file system only")
-    args = parser.parse_args(argv)
+    return parser
+
+
+@run_command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of ``nnUNetv2_convert_class_folders``."""
+    args = build_parser().parse_args(argv)
 
     from nnunetv2.dataset_conversion.convert_class_folders import convert_class_folders, summary_text
 

@@ -9,9 +9,8 @@ from typing import Any
 from nnunetv2.cli.arguments import number_of_processes, run_command
 
 
-@run_command
-def evaluate_folder_entry(argv: Sequence[str] | None = None) -> None:
-    """Entry point of ``nnUNetv2_evaluate_folder``."""
+def build_evaluate_folder_parser() -> argparse.ArgumentParser:
+    """Options of ``nnUNetv2_evaluate_folder``."""
     parser = argparse.ArgumentParser(
         prog="nnUNetv2_evaluate_folder", description="Scores of predicted segmentations, with the labels of a dataset.json."
     )
@@ -19,22 +18,33 @@ def evaluate_folder_entry(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("-djfile", required=True, metavar="FILE", help="dataset.json: labels and file ending")
     parser.add_argument("-pfile", required=True, metavar="FILE", help="plans.json of the model")
     _add_common(parser)
-    args = parser.parse_args(argv)
+    return parser
+
+
+@run_command
+def evaluate_folder_entry(argv: Sequence[str] | None = None) -> None:
+    """Entry point of ``nnUNetv2_evaluate_folder``."""
+    args = build_evaluate_folder_parser().parse_args(argv)
 
     from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder2
 
     _report(compute_metrics_on_folder2(args.gt_folder, args.pred_folder, args.djfile, args.pfile, args.o, args.np, chill=args.chill), args)
 
 
-@run_command
-def evaluate_simple_entry(argv: Sequence[str] | None = None) -> None:
-    """Entry point of ``nnUNetv2_evaluate_simple``."""
+def build_evaluate_simple_parser() -> argparse.ArgumentParser:
+    """Options of ``nnUNetv2_evaluate_simple``."""
     parser = argparse.ArgumentParser(prog="nnUNetv2_evaluate_simple", description="Scores of predicted segmentations for given labels.")
     _add_folders(parser)
     parser.add_argument("-l", type=int, nargs="+", required=True, metavar="LABEL", help="labels to score")
     parser.add_argument("-il", type=int, default=None, metavar="LABEL", help="ignore label: voxels with it in the reference do not count")
     _add_common(parser)
-    args = parser.parse_args(argv)
+    return parser
+
+
+@run_command
+def evaluate_simple_entry(argv: Sequence[str] | None = None) -> None:
+    """Entry point of ``nnUNetv2_evaluate_simple``."""
+    args = build_evaluate_simple_parser().parse_args(argv)
 
     from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder_simple
 

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from nnunetv2.cli.arguments import run_command
 
 
-@run_command
-def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of ``nnUNetv2_evaluate_classification``."""
+def build_parser() -> argparse.ArgumentParser:
+    """Options of ``nnUNetv2_evaluate_classification``."""
     parser = argparse.ArgumentParser(
         prog="nnUNetv2_evaluate_classification",
         description="Scores of predicted classes: a table on the screen; JSON, CSV and pictures in a folder.",
@@ -25,7 +24,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="FILE",
         help="which cases belong to one patient, for the intervals (default: case_groups of the dataset, or groups.csv beside REF.csv)",
     )
-    args = parser.parse_args(argv)
+    return parser
+
+
+@run_command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of ``nnUNetv2_evaluate_classification``."""
+    args = build_parser().parse_args(argv)
 
     from nnunetv2.evaluation.evaluate_classification import evaluate_classification, summary_text
 

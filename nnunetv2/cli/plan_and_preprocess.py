@@ -18,9 +18,8 @@ DEFAULT_CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
 FINGERPRINT_PROCESSES = 8
 
 
-@run_command
-def plan_and_preprocess_entry(argv: Sequence[str] | None = None) -> None:
-    """Entry point of ``nnUNetv2_plan_and_preprocess``."""
+def build_plan_and_preprocess_parser() -> argparse.ArgumentParser:
+    """Options of ``nnUNetv2_plan_and_preprocess``."""
     parser = argparse.ArgumentParser(
         prog="nnUNetv2_plan_and_preprocess", description="Fingerprint, plans and preprocessed cases of datasets, all in one."
     )
@@ -34,6 +33,13 @@ def plan_and_preprocess_entry(argv: Sequence[str] | None = None) -> None:
     add_preprocessing_options(parser)
     add_verbose(parser)
     add_no_progress_bar(parser)
+    return parser
+
+
+@run_command
+def plan_and_preprocess_entry(argv: Sequence[str] | None = None) -> None:
+    """Entry point of ``nnUNetv2_plan_and_preprocess``."""
+    parser = build_plan_and_preprocess_parser()
     args = parser.parse_args(argv)
     check_process_numbers(parser, args)
 
@@ -56,9 +62,8 @@ def plan_and_preprocess_entry(argv: Sequence[str] | None = None) -> None:
         preprocess(args.d, plans_name, args.c, processes, args.verbose, not args.no_pbar)
 
 
-@run_command
-def extract_fingerprint_entry(argv: Sequence[str] | None = None) -> None:
-    """Entry point of ``nnUNetv2_extract_fingerprint``."""
+def build_extract_fingerprint_parser() -> argparse.ArgumentParser:
+    """Options of ``nnUNetv2_extract_fingerprint``."""
     from nnunetv2.configuration import default_num_processes  # read on use: a wrong value is a message, not a traceback
 
     parser = argparse.ArgumentParser(
@@ -69,23 +74,34 @@ def extract_fingerprint_entry(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("-np", type=number_of_processes, default=default_num_processes, help="processes (default: %(default)s)")
     add_verbose(parser)
     add_no_progress_bar(parser)
-    args = parser.parse_args(argv)
+    return parser
+
+
+@run_command
+def extract_fingerprint_entry(argv: Sequence[str] | None = None) -> None:
+    """Entry point of ``nnUNetv2_extract_fingerprint``."""
+    args = build_extract_fingerprint_parser().parse_args(argv)
 
     from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints
 
     extract_fingerprints(args.d, args.fpe, args.np, args.verify_dataset_integrity, args.clean, args.verbose, not args.no_pbar)
 
 
-@run_command
-def plan_experiment_entry(argv: Sequence[str] | None = None) -> None:
-    """Entry point of ``nnUNetv2_plan_experiment``."""
+def build_plan_experiment_parser() -> argparse.ArgumentParser:
+    """Options of ``nnUNetv2_plan_experiment``."""
     parser = argparse.ArgumentParser(
         prog="nnUNetv2_plan_experiment", description="Plans of datasets whose fingerprint exists: network, patch size, batch size."
     )
     add_dataset_ids(parser)
     add_planning_options(parser)
     add_verbose(parser)
-    args = parser.parse_args(argv)
+    return parser
+
+
+@run_command
+def plan_experiment_entry(argv: Sequence[str] | None = None) -> None:
+    """Entry point of ``nnUNetv2_plan_experiment``."""
+    args = build_plan_experiment_parser().parse_args(argv)
 
     from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiments
 
@@ -94,15 +110,21 @@ def plan_experiment_entry(argv: Sequence[str] | None = None) -> None:
     )
 
 
-@run_command
-def preprocess_entry(argv: Sequence[str] | None = None) -> None:
-    """Entry point of ``nnUNetv2_preprocess``."""
+def build_preprocess_parser() -> argparse.ArgumentParser:
+    """Options of ``nnUNetv2_preprocess``."""
     parser = argparse.ArgumentParser(prog="nnUNetv2_preprocess", description="Preprocess datasets whose plans exist.")
     add_dataset_ids(parser)
     parser.add_argument("-plans_name", "-p", default="nnUNetPlans", help="name of the plans (default: %(default)s)")
     add_preprocessing_options(parser)
     add_verbose(parser)
     add_no_progress_bar(parser)
+    return parser
+
+
+@run_command
+def preprocess_entry(argv: Sequence[str] | None = None) -> None:
+    """Entry point of ``nnUNetv2_preprocess``."""
+    parser = build_preprocess_parser()
     args = parser.parse_args(argv)
     check_process_numbers(parser, args)
 
@@ -112,9 +134,8 @@ def preprocess_entry(argv: Sequence[str] | None = None) -> None:
     preprocess(args.d, args.plans_name, args.c, processes, args.verbose, not args.no_pbar)
 
 
-@run_command
-def move_plans_entry(argv: Sequence[str] | None = None) -> None:
-    """Entry point of ``nnUNetv2_move_plans_between_datasets``."""
+def build_move_plans_parser() -> argparse.ArgumentParser:
+    """Options of ``nnUNetv2_move_plans_between_datasets``."""
     parser = argparse.ArgumentParser(
         prog="nnUNetv2_move_plans_between_datasets", description="Give a dataset the plans of another one, for fine-tuning."
     )
@@ -122,7 +143,13 @@ def move_plans_entry(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("-t", required=True, type=dataset_id_or_name, metavar="DATASET", help="target dataset, id or name")
     parser.add_argument("-sp", required=True, metavar="NAME", help="name of the source's plans")
     parser.add_argument("-tp", metavar="NAME", help="name of the plans in the target (default: the same)")
-    args = parser.parse_args(argv)
+    return parser
+
+
+@run_command
+def move_plans_entry(argv: Sequence[str] | None = None) -> None:
+    """Entry point of ``nnUNetv2_move_plans_between_datasets``."""
+    args = build_move_plans_parser().parse_args(argv)
 
     from nnunetv2.experiment_planning.plans_for_pretraining.move_plans_between_datasets import move_plans_between_datasets
 

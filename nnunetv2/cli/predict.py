@@ -22,9 +22,8 @@ CITATION = (
 )
 
 
-@run_command
-def predict_entry(argv: Sequence[str] | None = None) -> None:
-    """Entry point of ``nnUNetv2_predict``."""
+def build_predict_parser() -> argparse.ArgumentParser:
+    """Options of ``nnUNetv2_predict``."""
     parser = argparse.ArgumentParser(
         prog="nnUNetv2_predict", description="Predict images with a trained model.", epilog=CITATION, allow_abbrev=True
     )
@@ -33,17 +32,23 @@ def predict_entry(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("-tr", default="nnUNetTrainer", metavar="TRAINER", help="trainer of the model (default: %(default)s)")
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans of the model (default: %(default)s)")
     _add_options(parser)
+    return parser
+
+
+@run_command
+def predict_entry(argv: Sequence[str] | None = None) -> None:
+    """Entry point of ``nnUNetv2_predict``."""
+    parser = build_predict_parser()
     args = parser.parse_args(argv)
-    _check_options(parser, args)
+    check_options(parser, args)
 
     from nnunetv2.utilities.file_path_utilities import get_output_folder
 
     _predict(get_output_folder(args.d, args.tr, args.p, args.c), args)
 
 
-@run_command
-def predict_modelfolder_entry(argv: Sequence[str] | None = None) -> None:
-    """Entry point of ``nnUNetv2_predict_from_modelfolder``."""
+def build_predict_modelfolder_parser() -> argparse.ArgumentParser:
+    """Options of ``nnUNetv2_predict_from_modelfolder``."""
     parser = argparse.ArgumentParser(
         prog="nnUNetv2_predict_from_modelfolder",
         description="Predict images with the model in a folder.",
@@ -52,8 +57,15 @@ def predict_modelfolder_entry(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("-m", required=True, metavar="FOLDER", help="folder of the model, with fold_0, ..., dataset.json and plans.json")
     _add_options(parser)
+    return parser
+
+
+@run_command
+def predict_modelfolder_entry(argv: Sequence[str] | None = None) -> None:
+    """Entry point of ``nnUNetv2_predict_from_modelfolder``."""
+    parser = build_predict_modelfolder_parser()
     args = parser.parse_args(argv)
-    _check_options(parser, args)
+    check_options(parser, args)
     _predict(args.m, args)
 
 
@@ -96,7 +108,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add_verbose(parser)
 
 
-def _check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """What contradicts itself; ends with a message like a misspelled option."""
     if args.num_parts < 1 or not 0 <= args.part_id < args.num_parts:
         parser.error(f"-part_id is {args.part_id} and -num_parts {args.num_parts}; parts are counted from 0 to num_parts - 1")

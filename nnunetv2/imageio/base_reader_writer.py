@@ -126,6 +126,11 @@ def check_is_volume(seg: np.ndarray, output_fname: str) -> None:
         )
 
 
+def not_written_completely(file: str | os.PathLike[str]) -> OSError:
+    """The error for a file that lacks a part after it was written."""
+    return OSError(f"{os.fspath(file)} was not written completely ({os.path.getsize(file)} bytes); its disk may be full or failing.")
+
+
 @contextmanager
 def reading(fname: str) -> Iterator[None]:
     """Give errors of the libraries that decode a file its name and a next step."""

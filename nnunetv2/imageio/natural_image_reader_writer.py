@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from nnunetv2.imageio.base_reader_writer import (
     check_is_volume,
     check_same_shape,
     label_dtype,
+    not_written_completely,
     reading,
     stack_channels,
 )
@@ -51,6 +53,18 @@ class NaturalImage2DIO(BaseReaderWriter):
             raise OSError(f"Cannot write {os.fspath(output_fname)}: bmp files hold labels up to 254 only. Use png or tif.")
         with atomic_path(output_fname) as temporary:
             io.imsave(str(temporary), pixels, check_contrast=False)
+            if not _holds(temporary, pixels):
+                raise not_written_completely(temporary)
+
+
+def _holds(file: Path, pixels: np.ndarray) -> bool:
+    """Whether a file holds these pixels; some encoders lose the error of a full disk."""
+    from skimage import io
+
+    try:
+        return np.array_equal(np.squeeze(io.imread(str(file))), np.squeeze(pixels))
+    except Exception:  # decoders raise anything for a broken file
+        return False
 
 
 def _read_channels(fname: str) -> np.ndarray:

@@ -14,6 +14,7 @@ from nnunetv2.imageio.base_reader_writer import (
     check_same_shape,
     check_same_spacing,
     label_dtype,
+    not_written_completely,
     reading,
     stack_channels,
     warn_unless_same,
@@ -152,4 +153,4 @@ def _check_was_written(file: Path, image: sitk.Image) -> None:
     except (ValueError, EOFError):
         is_whole = False
     if not is_whole:
-        raise OSError(f"{file} was not written completely ({os.path.getsize(file)} bytes); its disk may be full or failing.")
+        raise not_written_completely(file)

@@ -37,3 +37,14 @@ def test_a_missing_folder_is_one_line_of_error(folders, capsys) -> None:
         evaluate_simple_entry([str(folders / "nowhere"), str(folders / "pred"), "-l", "1"])
     assert caught.value.code == 1
     assert "nowhere does not exist" in capsys.readouterr().err
+
+
+def test_references_with_hidden_nan_are_named(folders, capsys) -> None:
+    voxels = np.eye(4, dtype=np.float32)[None]
+    voxels[0, 0, 1] = np.nan
+    sitk.WriteImage(sitk.GetImageFromArray(voxels), str(folders / "ref" / "case.nii.gz"))
+    with pytest.raises(SystemExit) as caught:
+        evaluate_simple_entry([str(folders / "ref"), str(folders / "pred"), "-l", "1"])
+    assert caught.value.code == 1
+    assert "case.nii.gz: the segmentation has 1 NaN voxel" in capsys.readouterr().err
+    assert not (folders / "pred" / "summary.json").exists()

@@ -6,10 +6,13 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
-from tiny_datasets import PLANNER, PLANS, SUBTYPE, write_tiny_dataset
+import SimpleITK as sitk
+from tiny_datasets import PLANNER, PLANS, SUBTYPE, write_image, write_tiny_dataset
 
 from nnunetv2.cli.arguments import run_command
 from nnunetv2.cli.plan_and_preprocess import (
@@ -224,6 +227,130 @@ def test_plans_of_another_dataset_are_refused(quick_fingerprint, capsys) -> None
     description = json.loads((quick_fingerprint / "dataset.json").read_text())
     (quick_fingerprint / "dataset.json").write_text(json.dumps(description | {"channel_names": {"0": "a", "1": "b"}}))
     assert "names 2" in message(capsys, preprocess_entry, "-d", "7")
+
+
+def read(path: Path) -> np.ndarray:
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+
+
+def spoil(raw: Path, how: str, case: str) -> None:
+    """Make one case of a dataset bad."""
+    image, label = raw / "imagesTr" / f"{case}_0000.nii.gz", raw / "labelsTr" / f"{case}.nii.gz"
+    if how == "image without label":
+        label.unlink()
+    elif how == "label without image":
+        image.unlink()
+    elif how == "missing channel":
+        image.rename(raw / "imagesTr" / f"{case}_0001.nii.gz")
+    elif how == "other shape":
+        write_image(read(label)[1:], label)
+    elif how in ("other spacing", "other origin"):
+        changed = sitk.ReadImage(str(label))
+        changed.SetSpacing((1, 1, 1.5)) if how == "other spacing" else changed.SetOrigin((5, 0, 0))
+        sitk.WriteImage(changed, str(label))
+    elif how in ("undeclared label", "half a label"):
+        labels = read(label).astype(np.float32)
+        labels[0, 0, 0] = 7 if how == "undeclared label" else 0.5
+        write_image(labels, label)
+    elif how in ("NaN", "infinite", "NaN label"):
+        file = label if how == "NaN label" else image
+        voxels = read(file).astype(np.float32)
+        voxels[0, 0, 0] = np.inf if how == "infinite" else np.nan
+        write_image(voxels, file)
+    elif how == "truncated":
+        image.write_bytes(image.read_bytes()[:1000])
+
+
+BAD_CASES = {
+    "image without label": "the image has no segmentation",
+    "label without image": "the segmentation has no image",
+    "missing channel": "channel 0000 is missing",
+    "other shape": "shapes differ",
+    "other spacing": "spacings differ",
+    "other origin": "origin or direction differ",
+    "undeclared label": "labels that dataset.json does not declare: 7 (declared: 0, 1, 2)",
+    "half a label": "the value 0.5, but labels are whole numbers",
+    "NaN": "1 NaN voxel",
+    "infinite": "1 infinite voxel",
+    "NaN label": "1 NaN voxel",
+    "truncated": "is truncated",
+}
+
+
+@pytest.mark.parametrize("how", list(BAD_CASES))
+@pytest.mark.parametrize("verify", [True, False])
+def test_bad_cases_are_named_together(how: str, verify: bool, nnunet_folders, capsys) -> None:
+    raw = nnunet_folders["raw"] / DATASET
+    write_tiny_dataset(raw, num_cases=4)
+    for case in ("case_001", "case_003"):
+        spoil(raw, how, case)
+    options = ["--verify_dataset_integrity"] if verify else []
+    with pytest.raises(SystemExit) as stop:
+        plan_and_preprocess_entry(["-d", "7", "-pl", PLANNER, "-c", "3d_fullres", "-np", "1", "-npfp", "1", "--no_pbar", *options])
+    assert stop.value.code == 1
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    text = said[said.index("Error: ") :]
+    assert text.count(BAD_CASES[how]) == 2 and "case_001" in text and "case_003" in text
+    assert "case_000" not in text and "case_002" not in text
+    folder = nnunet_folders["preprocessed"] / DATASET
+    if verify or how != "undeclared label":
+        assert not folder.exists()
+    else:
+        assert not list(folder.glob("*_3d_fullres/case_001*"))
+
+
+def test_the_preprocessing_alone_sees_bad_cases_too(nnunet_folders, capsys) -> None:
+    raw = nnunet_folders["raw"] / DATASET
+    write_tiny_dataset(raw, num_cases=4)
+    plan_and_preprocess_entry(["-d", "7", "-pl", PLANNER, "--no_pp", "-npfp", "1", "--no_pbar"])
+    for case, how in (("case_001", "NaN"), ("case_002", "other origin"), ("case_003", "undeclared label")):
+        spoil(raw, how, case)
+    with pytest.raises(SystemExit):
+        preprocess_entry(["-d", "7", "-p", PLANS, "-c", "3d_fullres", "-np", "1", "--no_pbar"])
+    said = capsys.readouterr().err
+    assert "3 of 4 cases failed" in said and all(BAD_CASES[how] in said for how in ("NaN", "other origin", "undeclared label"))
+
+
+def test_almost_whole_labels_are_rounded_with_one_warning(nnunet_folders, capsys) -> None:
+    raw = nnunet_folders["raw"] / DATASET
+    write_tiny_dataset(raw, num_cases=4)
+    for case in ("case_001", "case_003"):
+        write_image(read(raw / "labelsTr" / f"{case}.nii.gz") * np.float32(1.0000153), raw / "labelsTr" / f"{case}.nii.gz")
+    extract_fingerprint_entry(["-d", "7", "-np", "1", "--no_pbar"])
+    warning = [line for line in capsys.readouterr().out.splitlines() if "WARNING" in line]
+    assert len(warning) == 1 and "case_001" in warning[0] and "Likewise case_003" in warning[0]
+
+
+def test_a_missing_folder_for_results_is_found_before_any_file_is_read(nnunet_folders, monkeypatch, capsys) -> None:
+    raw = nnunet_folders["raw"] / DATASET
+    write_tiny_dataset(raw, num_cases=4)
+    spoil(raw, "truncated", "case_001")
+    monkeypatch.delenv("nnUNet_preprocessed")
+    assert "nnUNet_preprocessed is not set" in message(capsys, extract_fingerprint_entry, "-d", "7", "--verify_dataset_integrity")
+
+
+def test_an_error_is_the_last_thing_to_be_seen(capsys) -> None:
+    @run_command
+    def failing(argv=None) -> None:
+        warnings.warn("something odd", UserWarning, stacklevel=1)
+        raise PermissionError(13, "Permission denied", "folder/file.json")
+
+    with pytest.raises(SystemExit) as stop:
+        failing([])
+    assert stop.value.code == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1] == "Error: folder/file.json: Permission denied"
+
+
+def test_commands_show_warnings_without_code() -> None:
+    script = (
+        "import warnings\nfrom nnunetv2.cli.arguments import run_command\n"
+        "@run_command\ndef main(argv=None):\n    warnings.warn('something odd', stacklevel=1)\n"
+        "main([])\n"
+    )
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=os.environ).stderr
+    assert said == "WARNING: something odd\n"
 
 
 @pytest.mark.parametrize(("variable", "arguments"), [("1", []), ("0", ["--verbose"])])

@@ -1,10 +1,17 @@
 from __future__ import annotations
 
+import csv
+import os
+import re
+import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import SimpleITK as sitk
+import torch
 from tiny_models import write_images, write_model
 
 from nnunetv2.cli import predict
@@ -101,6 +108,97 @@ def test_save_cls_on_a_model_without_heads_predicts_nothing(models, folders, cap
     assert caught.value.code == 1
     assert "no classification heads" in capsys.readouterr().err
     assert not (folders / "out").exists()
+
+
+def prediction_error(capsys: pytest.CaptureFixture[str], model: str | Path, folders: Path, *options: str) -> str:
+    """What the command says last when it stops; its exit status must be 1."""
+    with pytest.raises(SystemExit) as caught:
+        predict_modelfolder_entry(["-m", str(model), *common(folders), *options])
+    assert caught.value.code == 1
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    return said[said.index("Error: ") :]
+
+
+def test_cases_that_cannot_be_read_have_a_row_with_the_reason(models, folders, capsys) -> None:
+    images = folders / "in"
+    write_images(images, number=4)
+    (images / "case_0_0000.nii.gz").write_bytes((images / "case_0_0000.nii.gz").read_bytes()[:900])
+    image = sitk.ReadImage(str(images / "case_2_0000.nii.gz"))
+    image[3, 3, 3] = float("nan")
+    sitk.WriteImage(image, str(images / "case_2_0000.nii.gz"))
+    said = prediction_error(capsys, modelfolder(models, "nnUNetTrainerMultitask"), folders, "--save_cls")
+    assert "2 of 4 cases failed" in said and "case_0: Cannot read" in said and "1 NaN voxel" in said
+    with open(folders / "out" / "classification.csv", newline="") as file:
+        rows = {row["identifier"]: row for row in csv.DictReader(file)}
+    assert "truncated" in rows["case_0"]["error"] and "NaN" in rows["case_2"]["error"]
+    assert rows["case_0"]["subtype"] == rows["case_2"]["subtype"] == "" and rows["case_1"]["subtype"] and not rows["case_1"]["error"]
+    assert sorted(path.name for path in (folders / "out").glob("*.nii.gz")) == ["case_1.nii.gz", "case_3.nii.gz"]
+
+
+def test_missing_channels_are_named_before_anything_is_predicted(models, folders, capsys) -> None:
+    (folders / "in" / "case_1_0000.nii.gz").rename(folders / "in" / "case_1_0001.nii.gz")
+    said = prediction_error(capsys, modelfolder(models), folders)
+    assert "channels of 1 of 2 cases are missing: case_1 (case_1_0001.nii.gz)" in said
+    assert not (folders / "out").exists()
+
+
+def test_the_output_must_be_another_folder(models, folders, capsys) -> None:
+    before = sorted((folders / "in").iterdir())
+    assert "are the same folder" in prediction_error(capsys, modelfolder(models), folders, "-o", f"{folders}/in/../in/")
+    assert sorted((folders / "in").iterdir()) == before
+    (folders / "out").write_text("")
+    assert "out is a file" in prediction_error(capsys, modelfolder(models), folders)
+
+
+class Hostile:
+    """Creates a folder when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("missing", "Missing in .*: fold_0/checkpoint_final.pth. There is: no checkpoint at all"),
+        ("truncated", "checkpoint_final.pth cannot be read"),
+        ("hostile", "was refused: .*can run any code.*mkdir"),
+        ("trainer", "it was trained with trainer nnUNetTrainerMultitask, not nnUNetTrainer"),
+        ("dataset", "it was trained with dataset Dataset001_Other, not Dataset999_Tiny"),
+    ],
+)
+def test_checkpoints_that_cannot_be_used_predict_nothing(what: str, said: str, models, folders, capsys) -> None:
+    model = Path(shutil.copytree(modelfolder(models), folders / "nnUNetTrainer__nnUNetPlans__3d_fullres"))
+    file = model / "fold_0" / "checkpoint_final.pth"
+    content = torch.load(file, weights_only=True)
+    if what == "missing":
+        file.unlink()
+    elif what == "truncated":
+        file.write_bytes(file.read_bytes()[:1000])
+    elif what == "hostile":
+        torch.save(content | {"more": Hostile(folders / "done")}, file)
+    elif what == "trainer":
+        shutil.copy(Path(modelfolder(models, "nnUNetTrainerMultitask")) / "fold_0" / file.name, file)
+    else:
+        content["init_args"]["plans"]["dataset_name"] = "Dataset001_Other"
+        torch.save(content, file)
+    assert re.search(said, prediction_error(capsys, model, folders), re.DOTALL)
+    assert not (folders / "out").exists() and not (folders / "done").exists()
+
+
+def test_a_full_disk_leaves_no_half_file(models, folders, capsys) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # enough for plans and masks, not for probabilities
+    try:
+        said = prediction_error(capsys, modelfolder(models), folders, "--save_probabilities")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "Cannot write" in said and "case_0.npz" in said and "case_1.npz" in said
+    assert sorted(path.name for path in (folders / "out").iterdir()) == ["dataset.json", "plans.json", "predict_from_raw_data_args.json"]
 
 
 def test_a_broken_case_is_reported_at_the_end(models, folders, capsys) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nibabel
@@ -200,3 +201,31 @@ def test_channels_of_different_spacing_are_refused(reader, tmp_path: Path) -> No
     write_nifti(image_of(reader), tmp_path / "case_0001.nii.gz", spacing=(3.0, 0.5, 0.5))
     with pytest.raises(RuntimeError, match="spacings"):
         reader().read_images([str(tmp_path / f"case_000{channel}.nii.gz") for channel in (0, 1)])
+
+
+@pytest.fixture
+def room_for_little() -> Iterator[None]:
+    """No file may grow beyond 2000 bytes, as on a disk that is nearly full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+WRITTEN = [(reader, ending) for reader, ending, _ in FORMATS] + [(SimpleITKIO, ".gipl")]
+
+
+@pytest.mark.parametrize(("reader", "ending"), WRITTEN, ids=lambda value: getattr(value, "__name__", value))
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_what_cannot_be_written_completely_is_an_error_and_leaves_no_file(reader, ending, tmp_path: Path, room_for_little) -> None:
+    shape = (1, 80, 80) if reader is NaturalImage2DIO else (20, 20, 20)
+    seg = np.random.default_rng(0).integers(0, 250, size=shape).astype(np.uint8)
+    geometry = {"spacing": (1.0, 1.0, 1.0), "origin": (0.0, 0.0, 0.0), "direction": tuple(np.eye(3).ravel())}
+    properties = {
+        "spacing": [1.0, 1.0, 1.0],
+        "sitk_stuff": {**geometry, "original_orientation": "LPS"},
+        "nibabel_stuff": {"original_affine": np.eye(4), "reoriented_affine": np.eye(4)},
+    }
+    with pytest.raises((OSError, RuntimeError)):
+        reader().write_seg(seg, str(tmp_path / f"case{ending}"), properties)
+    assert not list(tmp_path.iterdir())

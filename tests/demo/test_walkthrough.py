@@ -1,4 +1,4 @@
-"""The scores that the demo shows are those of whole cases that were never trained on."""
+"""The scores that the demo shows are those of whole cases that were never trained on; how it ends when something is wrong."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import pytest
 import SimpleITK as sitk
 from sklearn import metrics
 
+from nnunetv2.cli.demo import main
 from nnunetv2.demo import walkthrough
 from nnunetv2.demo.phantom import FILE_ENDING, LABELS, SUBTYPES, write_phantom_dataset
 from nnunetv2.demo.walkthrough import DemoSettings, demo_commands
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
-from nnunetv2.utilities.label_handling.classification_table import write_classification_csv
 from nnunetv2.utilities.file_io import load_json
 from nnunetv2.utilities.label_handling.classification_labels import classification_tasks
+from nnunetv2.utilities.label_handling.classification_table import write_classification_csv
 
 
 def test_held_out_cases_are_predicted_and_evaluated(tmp_path: Path) -> None:
@@ -57,3 +58,30 @@ def test_the_table_shows_the_scores_of_the_held_out_cases(tmp_path: Path, capsys
     assert scores["macro_f1"] < 1
     assert scores["dice_lesion"] == pytest.approx(5 / 6)
     assert "Scores on 6 cases that were never trained on" in capsys.readouterr().out
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments])
+    assert stopped.value.code == 1
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_folder_with_files_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    assert "is not empty" in error_of(capsys, "-o", str(tmp_path))
+    assert "is a file" in error_of(capsys, "-o", str(tmp_path / "mine.txt"))
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_command_that_fails_ends_the_demo_with_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # a single training case has one class only, which the verification refuses
+    said = error_of(capsys, "-o", str(tmp_path / "demo"), "--num_training", "1", "--num_test", "1")
+    assert "nnUNetv2_plan_and_preprocess failed (exit status 1)" in said
+
+
+def test_numbers_below_one_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--epochs", "0"])
+    assert stopped.value.code == 2
+    assert "not a whole number of at least 1" in capsys.readouterr().err

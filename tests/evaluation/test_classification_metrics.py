@@ -2,13 +2,21 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import pytest
 from sklearn import metrics
 from sklearn.calibration import calibration_curve
 
-from nnunetv2.evaluation.classification_metrics import classification_summary, reliability, roc_curve, task_report, weighted_scores
+from nnunetv2.evaluation.classification_metrics import (
+    BIN_EDGES,
+    classification_summary,
+    reliability,
+    roc_curve,
+    task_report,
+    weighted_scores,
+)
 from nnunetv2.utilities.label_handling.classification_labels import CaseLabels, ClassificationTask
 
 MULTICLASS = ClassificationTask(name="t", classes=("a", "b", "c"))
@@ -30,6 +38,114 @@ def random_table(seed: int, task: ClassificationTask) -> tuple[CaseLabels, dict[
     unknown = rng.random(number) < 0.2
     rows = {f"case_{i}": {"t": None if unknown[i] else truth[i]} for i in range(number)}
     return CaseLabels({"t": task}, rows), {f"case_{i}": {"t": probabilities[i]} for i in range(number)}
+
+
+KINDS = ("all classes", "absent", "one class", "never predicted", "certain", "one case")
+
+
+def difficult_table(seed: int, kind: str, task_type: str, number_of_classes: int) -> tuple[ClassificationTask, np.ndarray, np.ndarray]:
+    """A task, targets and probabilities with many ties, also between the highest classes of a case."""
+    rng = np.random.default_rng([seed, KINDS.index(kind), number_of_classes])
+    number = 1 if kind == "one case" else int(rng.integers(5, 40))
+    allowed = np.arange(number_of_classes)
+    if kind in ("absent", "one class"):
+        allowed = rng.permutation(allowed)[: 1 if kind == "one class" else max(1, number_of_classes - 2)]
+    task = ClassificationTask(name="t", classes=tuple("abcdef"[:number_of_classes]), type=task_type)
+    if task_type == "multilabel":
+        truth = (rng.random((number, number_of_classes)) < 0.5) & np.isin(np.arange(number_of_classes), allowed)
+        if kind == "one class":
+            truth[:, allowed] = True  # every case has it, so nothing ranks below it
+        probabilities = rng.integers(0, 5, (number, number_of_classes)) / 4
+        truth = truth.astype(np.float32)
+    else:
+        truth = rng.choice(allowed, number)
+        shares = rng.integers(0, 4, (number, number_of_classes)).astype(float)
+        shares[shares.sum(axis=1) == 0] = 1
+        probabilities = shares / shares.sum(axis=1, keepdims=True)
+    if kind == "never predicted":
+        probabilities[:, 0] = 0
+        if task_type != "multilabel":
+            probabilities[probabilities.sum(axis=1) == 0] = 1
+            probabilities[:, 0] = 0
+            probabilities /= probabilities.sum(axis=1, keepdims=True)
+    if kind == "certain":
+        probabilities = np.round(probabilities) if task_type == "multilabel" else np.eye(number_of_classes)[probabilities.argmax(axis=1)]
+    return task, truth, probabilities
+
+
+def calibration_error_by_a_loop(happened: np.ndarray, probability: np.ndarray) -> float:
+    """Bins (0, 0.1], ..., (0.9, 1]; a probability of 0 is in the first."""
+    error = 0.0
+    for index in range(10):
+        low, high = BIN_EDGES[index], BIN_EDGES[index + 1]
+        inside = [i for i, p in enumerate(probability) if (index == 0 or p > low) and (index == 9 or p <= high)]
+        if inside:
+            share_right = sum(bool(happened[i]) for i in inside) / len(inside)
+            mean_probability = sum(float(probability[i]) for i in inside) / len(inside)
+            error += len(inside) / len(probability) * abs(share_right - mean_probability)
+    return error
+
+
+def mean_of_defined(score: Callable, classes: Iterable[int]) -> float:
+    values = [score(k) for k in classes]
+    return float(np.mean([value for value in values if not math.isnan(value)])) if not all(map(math.isnan, values)) else math.nan
+
+
+def area(truth: np.ndarray, scores: np.ndarray) -> float:
+    return metrics.roc_auc_score(truth, scores) if 0 < truth.sum() < len(truth) else math.nan
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning", "ignore::sklearn.exceptions.UndefinedMetricWarning")
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("number_of_classes", [2, 4])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("task_type", ["multiclass", "ordinal", "multilabel"])
+def test_difficult_tables_agree_with_scikit_learn(task_type: str, kind: str, number_of_classes: int, seed: int) -> None:
+    """Two or four classes, of which some are absent, in every case, or never predicted."""
+    classes = range(number_of_classes)
+    task, truth, p = difficult_table(seed, kind, task_type, number_of_classes)
+    report = task_report(task, list(truth), list(p))
+    if task.is_multilabel:
+        table, decided = truth.astype(bool), p >= 0.5
+        present = [k for k in classes if table[:, k].any()]
+        rates = [mean_of_numbers([recall(table[:, k], decided[:, k]), recall(~table[:, k], ~decided[:, k])]) for k in classes]
+        expected = {
+            "accuracy": metrics.accuracy_score(truth, decided),
+            "balanced_accuracy": mean_of_defined(lambda k: rates[k], present),
+            "mcc": mean_of_defined(lambda k: metrics.matthews_corrcoef(table[:, k], decided[:, k]), present),
+            "macro_average_precision": mean_of_defined(lambda k: metrics.average_precision_score(table[:, k], p[:, k]), present),
+            "brier": np.mean([metrics.brier_score_loss(table[:, k], p[:, k], pos_label=True) for k in classes]),
+            "ece": np.mean([calibration_error_by_a_loop(table[:, k], p[:, k]) for k in classes]),
+            "log_loss": np.mean([metrics.log_loss(table[:, k], p[:, k], labels=[False, True]) for k in classes]),
+        }
+        assert report["confusion"] == [metrics.confusion_matrix(table[:, k], decided[:, k], labels=[False, True]).tolist() for k in classes]
+    else:
+        choice = p.argmax(axis=1)
+        table, decided = np.equal.outer(truth, classes), np.equal.outer(choice, classes)
+        highest = p.max(axis=1)
+        expected = {
+            "accuracy": metrics.accuracy_score(truth, choice),
+            "balanced_accuracy": metrics.balanced_accuracy_score(truth, choice),
+            "mcc": metrics.matthews_corrcoef(truth, choice),
+            "brier": sum(metrics.brier_score_loss(table[:, k], p[:, k], pos_label=True) for k in classes),
+            "ece": calibration_error_by_a_loop(truth == choice, highest),
+            "log_loss": metrics.log_loss(truth, p, labels=list(classes)),
+        }
+        if task.is_ordinal:
+            expected["quadratic_kappa"] = metrics.cohen_kappa_score(truth, choice, labels=list(classes), weights="quadratic")
+        assert report["confusion"] == metrics.confusion_matrix(truth, choice, labels=list(classes)).tolist()
+    expected["macro_f1"] = np.mean([metrics.f1_score(table[:, k], decided[:, k], zero_division=0) for k in classes])
+    expected["auroc"] = mean_of_defined(lambda k: area(table[:, k], p[:, k]), classes)
+    assert report["scores"] == pytest.approx(expected, abs=1e-9, nan_ok=True)
+    assert_classes_agree(report, table, decided, p)
+
+
+def recall(truth: np.ndarray, decided: np.ndarray) -> float:
+    return metrics.recall_score(truth, decided, zero_division=math.nan)
+
+
+def mean_of_numbers(values: Sequence[float]) -> float:
+    return mean_of_defined(lambda k: values[k], range(len(values)))
 
 
 def known_arrays(labels: CaseLabels, table: dict) -> tuple[np.ndarray, np.ndarray]:
@@ -111,7 +227,7 @@ def assert_classes_agree(report: dict, truth: np.ndarray, decided: np.ndarray, p
             "recall": metrics.recall_score(t, d, zero_division=0),
             "specificity": metrics.recall_score(~t, ~d, zero_division=0),
             "f1": metrics.f1_score(t, d, zero_division=0),
-            "auroc": metrics.roc_auc_score(t, p) if t.any() else math.nan,
+            "auroc": area(t, p),
             "average_precision": metrics.average_precision_score(t, p) if t.any() else math.nan,
         }
         assert values == pytest.approx(expected, abs=1e-9, nan_ok=True)

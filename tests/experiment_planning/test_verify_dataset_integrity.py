@@ -322,3 +322,14 @@ def test_check_cases_of_one_case(dataset: Path, capsys: pytest.CaptureFixture[st
     assert check_cases(images, label, 2, SimpleITKIO) is True
     assert check_cases(images, label, 3, SimpleITKIO) is False
     assert "declares 3" in capsys.readouterr().out
+
+
+def test_the_table_of_classes_is_shown_with_problems_too(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    description = json.loads((dataset / "dataset.json").read_text())
+    description["classification"] = {"subtype": {"classes": ["a", "b"]}}
+    (dataset / "dataset.json").write_text(json.dumps(description))
+    (dataset / "labels.csv").write_text("identifier,subtype\ncase_1,a\ncase_2,b\ncase_3,c\n")
+    with pytest.raises(RuntimeError, match="case case_3: 'c' is no class"):
+        verify_dataset_integrity(str(dataset), 1)
+    table = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert table[-3:] == [["a", "1"], ["b", "1"], ["unknown", "2"]]

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
-from nnunetv2.imageio.label_values import RoundedLabelsWarning, check_finite, whole_label_values
+from nnunetv2.imageio.label_values import RoundedLabelsWarning, check_finite, declared_labels, undeclared_labels, whole_label_values
 
 
 def test_whole_numbers_pass_without_a_copy_or_warning() -> None:
@@ -60,3 +60,13 @@ def test_large_finite_voxels_are_not_taken_for_infinite_ones() -> None:
     image[0, 2] = np.inf
     with pytest.raises(ValueError, match="1 infinite"):
         check_finite(image, "case_1")
+
+
+def test_labels_that_are_not_declared_are_found() -> None:
+    labels = {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}
+    declared = declared_labels(labels)
+    assert declared == [0, 1, 2, 3]
+    assert undeclared_labels(np.array([[0, 1], [2, 3]]), declared) == []
+    assert undeclared_labels(np.array([7, 1, -1, 7]), declared) == [-1, 7]
+    # gaps: the smallest and the largest value do not tell
+    assert undeclared_labels(np.array([0, 1, 2]), [0, 2]) == [1]

@@ -710,6 +710,42 @@ def test_classes_alone_write_no_segmentations_and_agree_with_the_mean(joint_mode
         np.testing.assert_allclose(both[identifier]["subtype"], only[identifier]["subtype"], atol=1e-6)
 
 
+@pytest.mark.parametrize("level", ["patch", "case"])
+@pytest.mark.parametrize("pooling", ["mean_max", "attention"])
+def test_for_classes_alone_the_decoder_is_not_run(pooling, level, images, tmp_path) -> None:
+    model = write_model(tmp_path / "model", classification=True, pooling=pooling, level=level)
+    predictor, runs = predictor_of(model), {"encoder": 0, "decoder": 0}
+    for part in runs:
+
+        def count(*_: object, part: str = part) -> None:
+            runs[part] += 1
+
+        getattr(predictor.network, part).register_forward_pre_hook(count)
+    predictor.predict_from_files_sequential(
+        str(images), str(tmp_path / "out"), save_classification=True, classification_options=ClassificationOptions(only=True)
+    )
+    assert runs["decoder"] == 0 < runs["encoder"]
+    written = {"classification.csv", "dataset.json", "plans.json", "predict_from_raw_data_args.json"}
+    assert {file.name for file in (tmp_path / "out").iterdir()} == written
+    predictor.predict_from_files_sequential(str(images), str(tmp_path / "both"), save_classification=True)
+    assert runs["decoder"] > 0
+
+
+@pytest.mark.parametrize(
+    ("pooling", "level", "morphometry"), [("evidence", "patch", False), ("evidence", "case", False), ("mean_max", "case", True)]
+)
+def test_heads_that_look_at_the_segmentation_are_not_used_without_it(pooling, level, morphometry, images, tmp_path) -> None:
+    model = write_model(tmp_path / "model", classification=True, pooling=pooling, level=level, morphometry=morphometry)
+    predictor = predictor_of(model)
+    with pytest.raises(ValueError, match="subtype, findings, grade look at the predicted segmentation.*--cls_only"):
+        predictor.predict_from_files(
+            str(images), str(tmp_path / "out"), save_classification=True, classification_options=ClassificationOptions(only=True)
+        )
+    assert not (tmp_path / "out").exists()
+    predictor.predict_from_files_sequential(str(images), str(tmp_path / "out"), save_classification=True)
+    assert (tmp_path / "out" / "classification.csv").is_file()
+
+
 @pytest.fixture
 def calibrated_model(joint_model, tasks, tmp_path) -> Path:
     """A copy of the model whose probabilities become flatter."""
@@ -783,18 +819,6 @@ def test_a_model_without_heads_refuses_before_anything_is_predicted(model, image
     with pytest.raises(ValueError, match="no classification heads"):
         predictor_of(model).predict_from_files(str(images), str(tmp_path / "out"), save_classification=True)
     assert not (tmp_path / "out").exists()
-
-
-def test_evidence_heads_cannot_be_used_alone(tmp_path, images) -> None:
-    model = write_model(tmp_path / "model", classification=True, pooling="evidence")
-    predictor = predictor_of(model)
-    with pytest.raises(ValueError, match="subtype"):
-        predictor.predict_from_files(
-            str(images), str(tmp_path / "out"), save_classification=True, classification_options=ClassificationOptions(only=True)
-        )
-    assert not (tmp_path / "out").exists()
-    predictor.predict_from_files(str(images), str(tmp_path / "out"), save_classification=True)
-    assert (tmp_path / "out" / "classification.csv").is_file()
 
 
 def test_a_network_initialized_by_hand_describes_its_own_heads() -> None:

@@ -14,9 +14,9 @@ from sklearn import metrics
 from tiny_datasets import tiny_case
 from tiny_trainings import CPU, make_trainer, same, weights
 
-from nnunetv2.utilities.label_handling.classification_table import read_classification_csv
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainerMultitask import nnUNetTrainerMultitask
+from nnunetv2.utilities.label_handling.classification_table import read_classification_csv
 
 DATASET = "Dataset001_Classes"
 
@@ -86,7 +86,7 @@ def test_prediction_of_the_raw_images_gives_the_classes_of_the_validation(
 
 
 @pytest.mark.parametrize(("heads", "table"), [("refit", "classification.csv"), ("joint", "classification_joint.csv")])
-def test_scores_of_the_validation_are_those_of_whole_cases_and_their_labels(finished: Any, heads: str, table: str) -> None:
+def test_scores_of_the_validation_are_those_of_whole_cases_and_their_labels(heads: str, table: str, finished: Any) -> None:
     folder = Path(finished.output_folder, "validation")
     summary = json.loads((folder / "classification_summary.json").read_text())[heads]["tasks"]
     with open(folder / table, newline="", encoding="utf-8") as file:

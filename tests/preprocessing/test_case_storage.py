@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import blosc2
 import numpy as np
 import pytest
 
-from nnunetv2.preprocessing.case_storage import comp_blosc2_params, open_array, remove_case, select_filter, write_array
+from nnunetv2.preprocessing import case_storage
+from nnunetv2.preprocessing.case_storage import comp_blosc2_params, open_array, remove_case, select_filter, store_case, write_array
+from nnunetv2.utilities.file_io import atomic_path
 
 
 @pytest.mark.parametrize(
@@ -79,3 +83,40 @@ def test_removing_a_case_leaves_the_others(tmp_path: Path) -> None:
     remove_case(str(tmp_path / "a"))
     remove_case(str(tmp_path / "a"))
     assert [path.name for path in tmp_path.iterdir()] == ["a_2.b2nd"]
+
+
+def test_a_case_is_replaced_when_its_new_files_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, array = str(tmp_path / "case"), np.ones((1, 4, 4, 4), np.float32)
+    store_case(case, array, array.astype(np.int16), {"spacing": [1, 1, 1]})
+    names = ["case.b2nd", "case.pkl", "case_seg.b2nd"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(properties: dict, path: Path) -> None:
+        with atomic_path(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(case_storage, "save_pickle", full)
+    with pytest.raises(OSError, match=r"/case\.pkl"):
+        store_case(case, array * 2, array.astype(np.int16), {"spacing": [2, 2, 2]})
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    monkeypatch.undo()
+    store_case(case, array * 2, array.astype(np.int16), {"spacing": [2, 2, 2]})
+    assert open_array(case + ".b2nd")[:].max() == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+def test_a_case_that_is_only_half_replaced_has_no_properties(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, array = str(tmp_path / "case"), np.ones((1, 4, 4, 4), np.float32)
+    store_case(case, array, array.astype(np.int16), {"spacing": [1, 1, 1]})
+    replace = os.replace
+
+    def interrupted(source: Path, target: Path) -> None:
+        if str(target).endswith("_seg.b2nd") and str(source).count(".tmp-") == 1:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        store_case(case, array * 2, array.astype(np.int16), {"spacing": [2, 2, 2]})
+    assert not (tmp_path / "case.pkl").exists()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import sklearn.model_selection
 
-from nnunetv2.utilities.crossval_split import generate_crossval_split, generate_stratified_split, split_beyond_file
+from nnunetv2.utilities.crossval_split import check_splits, generate_crossval_split, generate_stratified_split, split_beyond_file
 from nnunetv2.utilities.label_handling.classification_labels import CaseLabels, ClassificationTask, find_label_problems, load_case_groups
 
 IDS = [f"{i:02d}" for i in range(12)]
@@ -173,3 +173,10 @@ def test_hearts_of_a_real_dataset_are_split_by_patient_with_every_class_in_every
         counts = labels.class_counts(split["val"])["pathology"]
         assert counts.pop("unknown") == 0
         assert all(4 <= count <= 8 for count in counts.values()), counts
+
+
+@pytest.mark.parametrize("content", [{"a": 1}, [], [1], [{"train": ["a"]}], [{"train": "a", "val": ["b"]}], None])
+def test_a_file_that_holds_no_folds_is_named(content) -> None:
+    with pytest.raises(ValueError, match="splits.json does not hold folds.*train.*val"):
+        check_splits(content, "splits.json")
+    check_splits([{"train": ["a"], "val": []}], "splits.json")

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
+import shutil
 from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from nnunetv2.utilities.file_io import atomic_path, load_json, load_properties, restricted_pickle_load, save_json, save_pickle
+from nnunetv2.utilities.file_io import (
+    DiskFullError,
+    atomic_path,
+    load_json,
+    load_properties,
+    restricted_pickle_load,
+    save_json,
+    save_pickle,
+)
 
 PROPERTIES = {
     "spacing": [999.0, 1.5, np.float64(1.5)],
@@ -41,6 +51,45 @@ def test_an_error_while_writing_leaves_the_old_file_and_no_other(tmp_path: Path)
         raise KeyError
     assert (tmp_path / "case.nii.gz").read_text() == "old"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_is_named_with_the_file_and_the_old_file_stays(tmp_path: Path, number: int) -> None:
+    (tmp_path / "a.json").write_text("old")
+    with pytest.raises(DiskFullError, match=r"Cannot write .*/a\.json: .*Free some space") as caught:
+        with atomic_path(tmp_path / "a.json") as temporary:
+            temporary.write_text("half")
+            raise OSError(number, "some words")
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a.json", "old")]
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)  # it comes from worker processes too
+
+
+def test_errors_of_libraries_are_taken_for_a_full_disk_only_where_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write() -> None:
+        with atomic_path(tmp_path / "a.b2nd"):
+            raise RuntimeError("Error while creating the NDArray")
+
+    with pytest.raises(RuntimeError, match="NDArray"):
+        write()
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=1000))
+    with pytest.raises(DiskFullError, match=r"a\.b2nd"):
+        write()
+
+
+def test_a_writer_within_a_writer_names_the_outer_file(tmp_path: Path) -> None:
+    with pytest.raises(DiskFullError) as caught, atomic_path(tmp_path / "case.pkl") as outer, atomic_path(outer) as inner:
+        inner.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.filename == str(tmp_path / "case.pkl")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"Cannot write .*b\.json: the folder .*a does not exist"):
+        save_json({}, tmp_path / "a" / "b.json")
 
 
 def test_a_written_file_takes_the_place_of_the_old_one(tmp_path: Path) -> None:

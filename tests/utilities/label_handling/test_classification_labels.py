@@ -17,6 +17,7 @@ from nnunetv2.utilities.label_handling.classification_labels import (
     copy_label_tables,
     find_label_problems,
     load_case_groups,
+    readable_labels,
     structure_values,
 )
 
@@ -281,6 +282,17 @@ def test_everything_wrong_with_a_dataset_is_in_one_report(tmp_path: Path) -> Non
         assert part in text, part
     assert len(warnings) == 1
     assert warnings[0].startswith("1 of 3 cases")
+
+
+def test_a_task_that_is_declared_wrongly_does_not_hide_the_problems_of_the_table(tmp_path: Path) -> None:
+    tasks = {**DATASET["classification"], "grade": {"classes": ["G1", "G2"], "evidence": ["tumour"]}, "broken": {"classes": "a"}}
+    folder = raw_folder(tmp_path, "identifier,subtype,findings\na,serous,cyst\nb,foo,none\n")
+    dataset_json = {**DATASET, "classification": tasks}
+    text = "\n".join(find_label_problems(folder, dataset_json, ["a", "b"])[0])
+    for part in ("`evidence` names 'tumour'", "`classes` is 'a'", "the column grade is missing", "case b: 'foo' is no class of subtype"):
+        assert part in text, part
+    assert "'grade': no case has the class" not in text  # its column is missing, which says more
+    assert readable_labels(folder, dataset_json).class_counts(["a", "b"])["subtype"]["serous"] == 1
 
 
 def test_a_sound_dataset_has_no_problems(tmp_path: Path) -> None:
