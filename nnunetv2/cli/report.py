@@ -26,16 +26,37 @@ def build_parser() -> argparse.ArgumentParser:
         help="folder of a model, .../TRAINER__PLANS__CONFIGURATION (also relative to nnUNet_results), or the -o of nnUNetv2_predict",
     )
     parser.add_argument("-o", default=None, metavar="FILE.html", help="page to write (default: report.html in the folder)")
-    parser.add_argument("--reference_labels", default=None, metavar="FILE", help="true classes, in the form of labels.csv (default: those of the dataset)")
     parser.add_argument(
-        "--reference_segmentations", default=None, metavar="FOLDER", help="reference segmentations (default: summary.json, else those of the dataset)"
+        "--reference_labels", default=None, metavar="FILE", help="true classes, in the form of labels.csv (default: those of the dataset)"
     )
-    parser.add_argument("--images", default=None, metavar="FOLDER", help="images, named CASE_0000.ending (default: what was predicted, else the raw dataset)")
+    parser.add_argument(
+        "--reference_segmentations",
+        default=None,
+        metavar="FOLDER",
+        help="reference segmentations (default: summary.json, else those of the dataset)",
+    )
+    parser.add_argument(
+        "--images",
+        default=None,
+        metavar="FOLDER",
+        help="images, named CASE_0000.ending (default: what was predicted, else the raw dataset)",
+    )
     parser.add_argument("-djfile", default=None, metavar="FILE", help="dataset.json (default: the one in the folder)")
-    parser.add_argument("-groups", default=None, metavar="FILE", help="which cases belong to one patient (default: groups.csv of the dataset or beside the labels)")
-    parser.add_argument("-m", default=None, metavar="FOLDER", help="for predictions: the model that made them; adds its training to the page")
-    parser.add_argument("--worst", type=number_of_processes, default=DEFAULT_WORST, metavar="N", help="cases to show for each task (default: %(default)s)")
-    parser.add_argument("-np", type=number_of_processes, default=default_num_processes, help="processes that compare segmentations (default: %(default)s)")
+    parser.add_argument(
+        "-groups",
+        default=None,
+        metavar="FILE",
+        help="which cases belong to one patient (default: groups.csv of the dataset or beside the labels)",
+    )
+    parser.add_argument(
+        "-m", default=None, metavar="FOLDER", help="for predictions: the model that made them; adds its training to the page"
+    )
+    parser.add_argument(
+        "--worst", type=number_of_processes, default=DEFAULT_WORST, metavar="N", help="cases to show for each task (default: %(default)s)"
+    )
+    parser.add_argument(
+        "-np", type=number_of_processes, default=default_num_processes, help="processes that compare segmentations (default: %(default)s)"
+    )
     return parser
 
 

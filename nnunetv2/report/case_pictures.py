@@ -25,6 +25,7 @@ ANISOTROPIC = 1.5  # from this ratio of spacings on, slices are those with the f
 SHOWN_INTENSITIES = (0.5, 99.5)  # percentiles of the slice, black to white
 BRIGHTEST_SALIENCY = 99.9  # percentile of the map
 MARGIN = 0.6  # around the structures, as a share of their extent
+LETTER_SIZE = 13  # points; pictures are shown smaller than they are drawn
 SMALLEST_CROP = 0.4  # of the slice
 COLOURS_ON_GREY = ("#56b4e9", "#e69f00", "#f0e442", "#cc79a7", "#00c896", "#ff6a4d", "#ffffff")  # bright relatives of Okabe and Ito's
 RGB_CHANNELS = 3
@@ -177,7 +178,8 @@ def view_of(case: LoadedCase) -> View:
     if transposed:
         rows, columns, aspect = columns, rows, 1 / aspect
     flips = (case.directions[rows] not in "IP", case.directions[columns] not in "LP")
-    down, right = (OPPOSITE[letter] if flip else letter for letter, flip in zip((case.directions[rows], case.directions[columns]), flips))
+    ways = (case.directions[rows], case.directions[columns])
+    down, right = (OPPOSITE[letter] if flip else letter for letter, flip in zip(ways, flips, strict=True))
     return View(
         axis=axis,
         transposed=transposed,
@@ -243,7 +245,9 @@ def draw_case(
     window = _window(pixels.shape[:2], [mask for mask in outlines.values() if mask.any()])
     number = case.image.shape[1 + view.axis]
     where = f"{view.plane + ' ' if view.plane else ''}slice {index + 1} of {number}" if number > 1 else ""
-    heat = None if saliency is None else view.slice(saliency, index)[window] / max(float(np.percentile(saliency, BRIGHTEST_SALIENCY)), 1e-12)
+    heat = (
+        None if saliency is None else view.slice(saliency, index)[window] / max(float(np.percentile(saliency, BRIGHTEST_SALIENCY)), 1e-12)
+    )
     cut = {key: mask[window] for key, mask in outlines.items() if mask.any()}
     return CasePicture(
         overlay=_render(pixels[window], view, cut, structure_colours(structures)),
@@ -310,18 +314,31 @@ def _render(
     for (name, source), mask in outlines.items():
         if min(mask.shape) < 2:
             continue
-        style = {"linewidths": 1.9, "linestyles": "solid"} if source == "reference" else {"linewidths": 1.9, "linestyles": [(0, (2.2, 1.6))]}
+        style = (
+            {"linewidths": 1.9, "linestyles": "solid"} if source == "reference" else {"linewidths": 1.9, "linestyles": [(0, (2.2, 1.6))]}
+        )
         # A border of background, so that outlines close at the edge of the picture.
         closed = np.pad(mask.astype(float), 1)
         grid = np.arange(-1, columns + 1), np.arange(-1, rows + 1)
         contours = axes.contour(*grid, closed, levels=[0.5], colors=[colours[name]], **style)
-        if source == "reference":
-            contours.set(path_effects=[withStroke(linewidth=3.2, foreground="#00000099")])
+        contours.set(path_effects=[withStroke(linewidth=3.4, foreground="#000000b0")])
     axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
     if view.letters is not None:
         stroke = [withStroke(linewidth=2, foreground="black")]
-        axes.text(0.01, 0.5, view.letters[0], transform=axes.transAxes, color="white", fontsize=9, va="center", path_effects=stroke)
-        axes.text(0.5, 0.99, view.letters[1], transform=axes.transAxes, color="white", fontsize=9, va="top", ha="center", path_effects=stroke)
+        axes.text(
+            0.01, 0.5, view.letters[0], transform=axes.transAxes, color="white", fontsize=LETTER_SIZE, va="center", path_effects=stroke
+        )
+        axes.text(
+            0.5,
+            0.99,
+            view.letters[1],
+            transform=axes.transAxes,
+            color="white",
+            fontsize=LETTER_SIZE,
+            va="top",
+            ha="center",
+            path_effects=stroke,
+        )
     return _png(figure)
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 PIXELS_PER_POINT = 96 / 72  # CSS
 WIDTH = 4.6  # inches: a chart then shrinks little on a phone, and its text stays readable
+SCORE_NAMES = {"macro_f1": "macro-F1", "macro_average_precision": "average precision", "quadratic_kappa": "quadratic kappa"}
 MOST_POINTS = 400  # cases drawn one by one above a box; more hide it
 POINT_SEED = 0  # of the sideways scatter of points, so that a page is the same each time
 
@@ -67,7 +68,7 @@ def chart(figure: Figure, *, title: str, caption: str, text: str) -> Chart:
 def dice_chart(scores: SegmentationScores) -> Chart:
     """A box for every structure and a point for every case."""
     structures = {name: s for name, s in scores.structures.items() if s.dice}
-    figure = new_figure((WIDTH * 1.2, 0.9 + 0.55 * len(structures)))
+    figure = new_figure((WIDTH, 0.9 + 0.55 * len(structures)))
     axes = figure.subplots()
     values = [list(s.dice.values()) for s in structures.values()]
     positions = np.arange(len(structures), 0, -1)
@@ -86,17 +87,22 @@ def dice_chart(scores: SegmentationScores) -> Chart:
     scatter = np.random.default_rng(POINT_SEED)
     for position, dice in zip(positions, values, strict=True):
         if len(dice) <= MOST_POINTS:
-            axes.plot(dice, position + scatter.uniform(-0.16, 0.16, len(dice)), "o", color="#0072b2", alpha=0.55, markersize=3, markeredgewidth=0)
+            axes.plot(
+                dice, position + scatter.uniform(-0.16, 0.16, len(dice)), "o", color="#0072b2", alpha=0.55, markersize=3, markeredgewidth=0
+            )
     axes.set_yticks(positions, [f"{plain_text(name)}\n(n = {s.cases})" for name, s in structures.items()], fontsize=9)
     axes.set(xlim=(-0.02, 1.02), ylim=(0.4, len(structures) + 0.6))
     axes.set_xlabel("Dice (1 = the outlines agree completely)", fontsize=9)
     _tidy(axes)
-    text = "; ".join(f"{name}: median {s.quartiles[1]:.2f}, half of the cases from {s.quartiles[0]:.2f} to {s.quartiles[2]:.2f}" for name, s in structures.items())
+    text = "; ".join(
+        f"{name}: median {s.quartiles[1]:.2f}, half of the cases from {s.quartiles[0]:.2f} to {s.quartiles[2]:.2f}"
+        for name, s in structures.items()
+    )
     return chart(
         figure,
         title="Dice of every case",
-        caption="Every point is a case; the box holds the middle half of the cases, the line in it is the median, and the whiskers reach to the "
-        "last case within one and a half box lengths.",
+        caption="Every point is a case; the box holds the middle half of the cases, the line in it is the median, and the whiskers reach "
+        "to the last case within one and a half box lengths.",
         text=f"Box plot of the Dice by structure. {text}.",
     )
 
@@ -111,7 +117,8 @@ def training_charts(trainings: Sequence[FoldTraining], tasks: Mapping[str, Class
         {"training": ("train_loss_segmentation", "train_losses"), "validation": ("val_loss_segmentation", "val_losses")},
         title="Segmentation loss",
         y_label="loss",
-        caption="What the training makes as small as it can; a validation curve that rises again while training falls shows that cases are learned by heart.",
+        caption="What the training makes as small as it can; a validation curve that rises again while training falls shows that cases are "
+        "learned by heart.",
     )
     dice = _curve_chart(
         trainings,
@@ -136,7 +143,7 @@ def training_charts(trainings: Sequence[FoldTraining], tasks: Mapping[str, Class
         charts.append(
             _curve_chart(
                 trainings,
-                {score.replace("_", " "): (f"{CLASSIFICATION_PREFIX}{name}/{score}",), "AUROC": (f"{CLASSIFICATION_PREFIX}{name}/auroc",)},
+                {SCORE_NAMES[score]: (f"{CLASSIFICATION_PREFIX}{name}/{score}",), "AUROC": (f"{CLASSIFICATION_PREFIX}{name}/auroc",)},
                 title=f"{name}: scores",
                 y_label="score",
                 caption=f"Scores of {name} on those held-out cases that the patches of an epoch came from, before any refit of the heads.",
@@ -182,7 +189,10 @@ def _curve_chart(
     axes.xaxis.get_major_locator().set_params(integer=True)
     _tidy(axes)
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
-    text = "; ".join(f"fold {fold}, {name}: from {_first(values):.2f} to {_last(values):.2f} after {len(values)} epochs" for (fold, name), values in curves.items())
+    text = "; ".join(
+        f"fold {fold}, {name}: from {_first(values):.2f} to {_last(values):.2f} after {len(values)} epochs"
+        for (fold, name), values in curves.items()
+    )
     return chart(figure, title=title, caption=caption, text=f"{title} over the epochs. {text}.")
 
 
@@ -225,21 +235,22 @@ def class_charts(
         chart(
             confusion_figure(task, report),
             title="Confusion matrix",
-            caption="Rows are what is true, columns what was predicted: cases on the diagonal are right, and the percentage is the share of the row.",
+            caption="Rows are what is true, columns what was predicted: cases on the diagonal are right, and the percentage is the share "
+            "of the row.",
             text=f"Confusion matrix of {task.name}. {confusion_text(task, report['confusion'])}",
         ),
         chart(
             roc_figure(task, targets, probabilities, report, report["intervals"]),
             title="ROC curves",
-            caption="For every possible threshold, the share of cases of a class that are found against the share of the others that are taken for it; "
-            "the dashed diagonal is guessing.",
+            caption="For every possible threshold, the share of cases of a class that are found against the share of the others that are "
+            "taken for it; the dashed diagonal is guessing.",
             text=f"ROC curves of {task.name}, each class against the rest. Area under the curve: {areas or 'cannot be computed'}.",
         ),
         chart(
             reliability_figure(f"{task.name}: reliability, {report['n']} cases", panels),
             title="Reliability",
-            caption="Whether a predicted probability of, say, 80 % comes true in 80 % of the cases: points on the diagonal are honest, points below it "
-            "are too sure of themselves.",
+            caption="Whether a predicted probability of, say, 80 % comes true in 80 % of the cases: points on the diagonal are honest, "
+            "points below it are too sure of themselves.",
             text=f"Reliability of {task.name}. {reliability_text(panels)}",
         ),
     ]
@@ -248,7 +259,10 @@ def class_charts(
 def confusion_text(task: ClassificationTask, confusion: Sequence[Any]) -> str:
     """The matrix in words."""
     if task.is_multilabel:
-        parts = [f"{label}: {m[1][1]} found, {m[1][0]} missed, {m[0][1]} wrongly predicted" for label, m in zip(task.classes, confusion, strict=True)]
+        parts = [
+            f"{label}: {m[1][1]} found, {m[1][0]} missed, {m[0][1]} wrongly predicted"
+            for label, m in zip(task.classes, confusion, strict=True)
+        ]
         return "; ".join(parts) + "."
     parts = []
     for label, row in zip(task.classes, confusion, strict=True):
@@ -273,4 +287,3 @@ def _tidy(axes: Axes) -> None:
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=8.5, color=GREY)
     axes.spines[["top", "right"]].set_visible(False)
-

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from nnunetv2.evaluation.evaluate_predictions import SMALL_JOB_BYTES, compute_me
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
 from nnunetv2.report.content import MODEL, PREDICTIONS, CaseFiles, FoldTraining, ReportContent, by_structure, structures_of
+from nnunetv2.report.wording import count, some
 from nnunetv2.scheduling import CaseFailure, run_per_case
 from nnunetv2.utilities.crossval_split import check_splits
 from nnunetv2.utilities.file_io import load_json
@@ -42,7 +43,6 @@ JOINT_HEADS, MIXED_HEADS = "joint", "mixed"
 SALIENCY_FOLDER = "saliency"
 ARGUMENTS_FILE = "predict_from_raw_data_args.json"
 MACHINE_FACTS = ("device", "gpu_name", "torch_version", "cudnn_version", "nnunetv2_version")  # of debug.json
-NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,9 @@ def collect(path: str | Path, sources: Sources) -> ReportContent:
     if is_model_folder(folder):
         return collect_model(folder, sources)
     if is_model_folder(folder.parent) and folder.name.startswith("fold_"):
-        raise ValueError(f"{folder} is one fold of a model. Give the folder of the model, {folder.parent}: all its folds are reported together.")
+        raise ValueError(
+            f"{folder} is one fold of a model. Give the folder of the model, {folder.parent}: all its folds are reported together."
+        )
     return collect_predictions(folder, sources)
 
 
@@ -137,22 +139,27 @@ def _fold_folders(folder: Path) -> list[Path]:
 
 def _validated_folds(content: ReportContent) -> list[Path]:
     """The folds whose validation cases are pooled; notes about those that are not."""
-    having = [f for f in _fold_folders(content.folder) if any((f / "validation" / name).is_file() for name in ("summary.json", CLASSIFICATION_FILE))]
-    numbered = [f for f in having if f.name != "fold_all"]
-    if numbered and len(numbered) < len(having):
+    having = [
+        f
+        for f in _fold_folders(content.folder)
+        if any((f / "validation" / name).is_file() for name in ("summary.json", CLASSIFICATION_FILE))
+    ]
+    held_out = [f for f in having if f.name != "fold_all"]
+    if held_out and len(held_out) < len(having):
         content.notes.append("Fold all is left out: it validates on the cases that it was trained on.")
-    folds = numbered or having
+    folds = held_out or having
     content.folds = tuple(f.name[5:] for f in folds)
     expected = [str(fold) for fold in range(len(content.splits or ()))]
     missing = [fold for fold in expected if fold not in content.folds]
-    if missing and numbered:
+    if missing and held_out:
         content.notes.append(
-            f"Only {_count(len(numbered), 'fold')} of {len(expected)} {'is' if len(numbered) == 1 else 'are'} validated "
-            f"({_listed('fold', missing)} missing), so that only a part of the cases counts."
+            f"Only {count(len(held_out), 'fold')} of {len(expected)} {'is' if len(held_out) == 1 else 'are'} validated "
+            f"({numbered('fold', missing)} missing), so that only a part of the cases counts."
         )
     if not folds:
         content.missing["dice"] = content.missing["classes"] = (
-            "No fold has predictions of its validation cases yet; they are written at the end of a training, or by nnUNetv2_train with --val."
+            "No fold has predictions of its validation cases yet; they are written at the end of a training, or by "
+            "nnUNetv2_train with --val."
         )
     return folds
 
@@ -181,7 +188,9 @@ def _add_validations(content: ReportContent, folds: Sequence[Path]) -> None:
     content.overlap_source = "the validation at the end of the training"
     content.class_tables = {name: rows for name, rows in pooled.items() if rows}
     if repeated:
-        content.notes.append(f"{_count(len(repeated), 'case')} stand in the validation of several folds ({_some(repeated)}); the first counts.")
+        content.notes.append(
+            f"{count(len(repeated), 'case')} stand in the validation of several folds ({some(repeated)}); the first counts."
+        )
     if folds and not overlaps:
         content.missing["dice"] = "No fold has a summary.json with the scores of its segmentations; nnUNetv2_train with --val writes it."
     if folds and not content.class_tables:
@@ -231,10 +240,12 @@ def _summary_of_folder(folder: Path, content: ReportContent) -> dict[str, Mappin
     if summary.get("checkpoint"):
         content.notes.append(f"{folder.parent.name} was validated with {summary['checkpoint']}.")
     ending = content.dataset_json.get("file_ending", "")
-    return {
-        os.path.basename(case["prediction_file"].replace("\\", "/")).removesuffix(ending): by_structure(case["metrics"], content.structures)
-        for case in summary["metric_per_case"]
-    }
+    metrics = {}
+    for case in summary["metric_per_case"]:
+        identifier = os.path.basename(case["prediction_file"].replace("\\", "/")).removesuffix(ending)
+        metrics[identifier] = by_structure(case["metrics"], content.structures)
+        content.recorded_references.setdefault(identifier, case.get("reference_file", ""))
+    return metrics
 
 
 def _read_training(fold: Path) -> FoldTraining | None:
@@ -290,8 +301,8 @@ def collect_predictions(folder: Path, sources: Sources) -> ReportContent:
     dataset_json_file = Path(sources.dataset_json_file or folder / "dataset.json")
     if not dataset_json_file.is_file():
         raise FileNotFoundError(
-            f"{folder} is neither a trained model (plans.json and fold_0, ...) nor predictions with a dataset.json: {dataset_json_file} does not "
-            "exist. Give another folder, or the dataset.json with -djfile."
+            f"{folder} is neither a trained model (plans.json and fold_0, ...) nor predictions with a dataset.json: {dataset_json_file} "
+            "does not exist. Give another folder, or the dataset.json with -djfile."
         )
     dataset_json = load_json(dataset_json_file)
     model = _existing_folder(sources.model_folder) if sources.model_folder is not None else None
@@ -311,8 +322,9 @@ def collect_predictions(folder: Path, sources: Sources) -> ReportContent:
     _add_splits(content, dataset)
     _add_labels_and_groups(content, dataset, sources)
     content.reader = _reader(content, dataset)
+    stored = {} if sources.reference_segmentations is not None else _summary_of_folder(folder, content)
     content.files = _case_files(content, dataset, sources)
-    _add_overlaps(content, sources)
+    _add_overlaps(content, stored, sources)
     if model is not None:
         content.trainings = [training for training in map(_read_training, _fold_folders(model)) if training is not None]
         calibration = model / CALIBRATION_FILE
@@ -345,8 +357,8 @@ def _add_predicted_cases(content: ReportContent) -> None:
     content.identifiers = tuple(sorted({*segmented, *content.class_rows}))
     if not content.identifiers:
         raise FileNotFoundError(
-            f"{content.folder} holds no predictions: neither segmentations with the ending {content.dataset_json.get('file_ending')!r} nor a "
-            f"{CLASSIFICATION_FILE} with a case. Expected the -o of nnUNetv2_predict."
+            f"{content.folder} holds no predictions: neither segmentations with the ending {content.dataset_json.get('file_ending')!r} nor "
+            f"a {CLASSIFICATION_FILE} with a case. Expected the -o of nnUNetv2_predict."
         )
 
 
@@ -357,9 +369,8 @@ def _segmented_cases(folder: Path, ending: str) -> set[str]:
     return {name.removesuffix(ending) for name in os.listdir(folder) if name.endswith(ending) and not name.startswith(".")}
 
 
-def _add_overlaps(content: ReportContent, sources: Sources) -> None:
-    """Metrics of the segmentations: those in ``summary.json``, else computed where there are references."""
-    stored = {} if sources.reference_segmentations is not None else _summary_of_folder(content.folder, content)
+def _add_overlaps(content: ReportContent, stored: Mapping[str, Any], sources: Sources) -> None:
+    """Metrics of the segmentations: the stored ones, else computed where there are references."""
     if stored:
         content.overlaps = {identifier: values for identifier, values in stored.items() if identifier in content.identifiers}
         content.overlap_source = "summary.json in the folder of the predictions"
@@ -382,12 +393,14 @@ def _add_overlaps(content: ReportContent, sources: Sources) -> None:
     )
     failures = {i: outcome for i, outcome in zip(comparable, outcomes, strict=True) if isinstance(outcome, CaseFailure)}
     content.overlaps = {
-        i: by_structure(outcome["metrics"], content.structures) for i, outcome in zip(comparable, outcomes, strict=True) if i not in failures
+        i: by_structure(outcome["metrics"], content.structures)
+        for i, outcome in zip(comparable, outcomes, strict=True)
+        if i not in failures
     }
     content.overlap_source = "a comparison made for this report"
     if failures:
         first, failure = next(iter(failures.items()))
-        content.notes.append(f"{_count(len(failures), 'segmentation')} could not be compared: {_some(failures)}. {first}: {failure.error}")
+        content.notes.append(f"{count(len(failures), 'segmentation')} could not be compared: {some(failures)}. {first}: {failure.error}")
     if not content.overlaps:
         content.missing["dice"] = "No predicted segmentation could be compared with its reference."
 
@@ -439,13 +452,15 @@ def _add_labels_and_groups(content: ReportContent, dataset: _Dataset, sources: S
         predicted = content.kind == PREDICTIONS
         if content.case_labels is None or (predicted and not set(content.case_labels.rows) & set(content.identifiers)):
             content.case_labels = None
-            content.missing["labels"] = "The true classes of these cases were not found; --reference_labels names a table of the form of labels.csv."
+            content.missing["labels"] = (
+                "The true classes of these cases were not found; --reference_labels names a table of the form of labels.csv."
+            )
     content.groups = _groups(content, folders, sources)
     covered = [identifier for identifier in content.identifiers if content.groups and identifier in content.groups]
     if content.groups is not None and content.kind == PREDICTIONS and len(covered) < len(content.identifiers):
         if sources.groups_file is not None:
             missing = sorted(set(content.identifiers) - set(content.groups))
-            raise ValueError(f"{sources.groups_file}: {_count(len(missing), 'case')} have no group: {_some(missing)}. Add them to the table.")
+            raise ValueError(f"{sources.groups_file}: {count(len(missing), 'case')} have no group: {some(missing)}. Add them to the table.")
         if covered:
             content.notes.append(f"Groups are not used: only {len(covered)} of {len(content.identifiers)} cases have one.")
         content.groups = None
@@ -492,6 +507,7 @@ def _case_files(content: ReportContent, dataset: _Dataset, sources: Sources) -> 
         folder = content.folder if fold is None else content.folder / f"fold_{fold}" / "validation"
         candidates = [reference / f"{identifier}{ending}" for reference in references]
         candidates += [Path(listed[identifier]["label"])] if identifier in listed else []
+        candidates += [Path(content.recorded_references[identifier])] if content.recorded_references.get(identifier) else []
         prediction = folder / f"{identifier}{ending}"
         files[identifier] = CaseFiles(
             images=tuple(file for file in images.get(identifier, ()) if os.path.isfile(file)),
@@ -523,7 +539,7 @@ def _images(content: ReportContent, dataset: _Dataset, sources: Sources, ending:
     found = {identifier: files for identifier, files in zip(content.identifiers, lists, strict=True) if files}
     if sources.images is not None and not found:
         raise FileNotFoundError(
-            f"{folder} holds no image of the cases {_some(content.identifiers)}. Expected files named CASE_0000{ending}, one per channel."
+            f"{folder} holds no image of the cases {some(content.identifiers)}. Expected files named CASE_0000{ending}, one per channel."
         )
     return found
 
@@ -536,7 +552,7 @@ def _reference_folders(dataset: _Dataset, sources: Sources) -> list[Path]:
             raise FileNotFoundError(f"There is no folder {folder}. Give the folder of the reference segmentations.")
         return [folder]
     folders = [dataset.preprocessed / "gt_segmentations"] if dataset.preprocessed is not None else []
-    return folders + ([dataset.raw / "labelsTr"] if dataset.raw is not None else [])
+    return [*folders, *([dataset.raw / "labelsTr"] if dataset.raw is not None else [])]
 
 
 def _raw_cases(raw: Path | None) -> Mapping[str, Mapping[str, Any]]:
@@ -547,20 +563,3 @@ def _raw_cases(raw: Path | None) -> Mapping[str, Mapping[str, Any]]:
             return get_filenames_of_train_images_and_targets(raw)
     except (FileNotFoundError, ValueError, TypeError):
         return {}
-
-
-def _count(number: int, noun: str) -> str:
-    """``1 case``, ``2 cases``."""
-    return f"{number} {noun}" + ("" if number == 1 else "s")
-
-
-def _listed(noun: str, names: Sequence[str]) -> str:
-    """``fold 1``, ``folds 1, 2``."""
-    return f"{noun}{'s' if len(names) > 1 else ''} {', '.join(names)}"
-
-
-def _some(names: Iterable[str]) -> str:
-    """The first names, and how many more there are."""
-    names = list(names)
-    rest = len(names) - NAMES_SHOWN
-    return ", ".join(names[:NAMES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

@@ -64,6 +64,7 @@ class ReportContent:
     failed: Mapping[str, str] = field(default_factory=dict)  # error by identifier
     overlaps: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)  # metrics by identifier and structure
     overlap_source: str = ""  # where they come from, for people
+    recorded_references: dict[str, str] = field(default_factory=dict)  # reference file by identifier, as summary.json names it
     files: Mapping[str, CaseFiles] = field(default_factory=dict)
     reader: Any = None  # of images and segmentations; None if it is not known
     trainings: Sequence[FoldTraining] = ()
@@ -99,7 +100,9 @@ def structures_of(dataset_json: Mapping[str, Any]) -> dict[str, LabelOrRegion]:
     return found
 
 
-def by_structure(metrics: Mapping[LabelOrRegion, Mapping[str, float]], structures: Mapping[str, LabelOrRegion]) -> dict[str, Mapping[str, float]]:
+def by_structure(
+    metrics: Mapping[LabelOrRegion, Mapping[str, float]], structures: Mapping[str, LabelOrRegion]
+) -> dict[str, Mapping[str, float]]:
     """Metrics by name of the structure instead of by label; what has no name keeps its label as one."""
     normalised = {_plain_key(label): values for label, values in metrics.items()}
     named = {name: normalised.pop(_plain_key(label)) for name, label in structures.items() if _plain_key(label) in normalised}

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nnunetv2.report.charts import Chart
 
 VOID = frozenset({"img", "br", "meta", "hr", "col"})
 
@@ -24,7 +28,9 @@ def element(tag: str, /, *children: Any, **attributes: Any) -> Markup:
         attributes: Values are escaped; None is left out. ``class_`` is ``class``, other underscores become hyphens.
     """
     written = "".join(
-        f' {name.rstrip("_").replace("_", "-")}="{html.escape(str(value), quote=True)}"' for name, value in attributes.items() if value is not None
+        f' {name.rstrip("_").replace("_", "-")}="{html.escape(str(value), quote=True)}"'
+        for name, value in attributes.items()
+        if value is not None
     )
     if tag in VOID:
         return Markup(f"<{tag}{written}>")
@@ -56,12 +62,14 @@ def bullet_list(items: Iterable[Any], class_: str | None = None) -> Markup:
     return element("ul", [element("li", item) for item in items], class_=class_)
 
 
-def table(header: Sequence[Any], rows: Iterable[Sequence[Any]], *, caption: str, class_: str = "numbers") -> Markup:
+def table(header: Sequence[Any] | None, rows: Iterable[Sequence[Any]], *, caption: str, class_: str = "numbers") -> Markup:
     """A table that scrolls within its box where the page is narrow; the first cell of a row is its heading."""
-    head = element("thead", element("tr", [element("th", cell, scope="col") for cell in header]))
+    head = None if header is None else element("thead", element("tr", [element("th", cell, scope="col") for cell in header]))
     body = [element("tr", element("th", first, scope="row"), [element("td", cell) for cell in rest]) for first, *rest in rows]
-    content = element("table", element("caption", caption), head, element("tbody", body), class_=class_)
-    return element("div", content, class_="scroll", role="region", aria_label=caption, tabindex="0")
+    content = element("table", head, element("tbody", body), class_=class_, aria_label=caption)
+    # Not a <caption>: that one is as wide as the table, and scrolls out of sight with it.
+    box = element("div", content, class_="scroll", role="region", aria_label=caption, tabindex="0")
+    return element("div", element("p", caption, class_="caption"), box, class_="table")
 
 
 def interval(value: float, limits: Any, form: Any) -> Markup:
@@ -69,14 +77,39 @@ def interval(value: float, limits: Any, form: Any) -> Markup:
     text = form(value)
     if not limits or not limits.get("draws"):
         return element("span", text)
-    return joined(element("span", text), " ", element("span", f"({form(limits['low'], bare=True)}–{form(limits['high'], bare=True)})", class_="interval"))
+    return joined(
+        element("span", text),
+        " ",
+        element("span", f"({form(limits['low'], bare=True)}–{form(limits['high'], bare=True)})", class_="interval"),
+    )
 
 
 def score(value: float, bare: bool = False) -> str:
     """``0.83``; a dash where there is no number."""
-    return "–" if value != value else f"{value:.2f}"
+    return "–" if math.isnan(value) else f"{value:.2f}"
 
 
 def percent(value: float, bare: bool = False) -> str:
     """``83 %``, without the sign where it stands in an interval."""
-    return "–" if value != value else f"{100 * value:.0f}" + ("" if bare else " %")
+    return "–" if math.isnan(value) else f"{100 * value:.0f}" + ("" if bare else " %")
+
+
+def facts_table(facts: Iterable[tuple[str, Any]], caption: str) -> Markup:
+    """Names and values."""
+    return table(None, facts, caption=caption, class_="facts")
+
+
+def absent(sentence: str) -> Markup:
+    """Why a section lacks something."""
+    return paragraph(sentence, class_="absent")
+
+
+def chart_grid(charts: Sequence[Chart], class_: str = "charts") -> Markup:
+    """Charts beside each other, as far as the page is wide enough."""
+    return element("div", [_chart(one) for one in charts], class_=class_)
+
+
+def _chart(one: Chart) -> Markup:
+    """A picture below what it shows."""
+    caption = element("figcaption", element("strong", one.title), ". ", one.caption)
+    return element("figure", caption, element("img", src=one.address, alt=one.text, width=one.width, height=one.height))

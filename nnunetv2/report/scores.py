@@ -18,11 +18,12 @@ from nnunetv2.evaluation.classification_metrics import (
 )
 from nnunetv2.evaluation.evaluate_classification import evaluate_tables
 from nnunetv2.report.content import PREDICTIONS, ClassRows, ReportContent
+from nnunetv2.report.wording import and_list, count, has, some, was
 from nnunetv2.utilities.label_handling.class_decision import MULTILABEL_THRESHOLD, predicted_target
 from nnunetv2.utilities.label_handling.classification_labels import ClassificationTask
 
 FEW_CASES = 10  # of a class or structure: an interval of a share is then half of the scale wide
-NAMES_SHOWN = 5
+FEWEST_FOR_COLLAPSE = 5  # fewer cases may well be all the same
 Interval = Mapping[str, float]
 
 
@@ -162,16 +163,23 @@ def predicted_counts(content: ReportContent, task: ClassificationTask, identifie
 def warnings_of(content: ReportContent, segmentation: SegmentationScores | None, classes: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What a reader must know before believing the numbers, the gravest first."""
     found = _about_training_cases(content)
-    for name, task in content.tasks.items():
-        if content.class_rows:
-            found += _about_collapse(content, task)
-        if name in classes:
-            found += _about_chance(task, classes[name]) + _about_few_cases(task, classes[name])
-    if segmentation is not None:
-        found += _about_structures(segmentation)
     if content.failed:
-        found.append(f"{_count(len(content.failed), 'case')} could not be predicted and {_has(len(content.failed))} no class: {some(content.failed)}.")
-    return found
+        found.append(
+            f"{count(len(content.failed), 'case')} could not be predicted and {has(len(content.failed))} no class: {some(content.failed)}."
+        )
+    useless: set[str] = set()
+    for name, task in content.tasks.items() if content.class_rows else ():
+        collapsed = _about_collapse(content, task)
+        useless |= {name} if collapsed else set()
+        found += collapsed or _about_missing_classes(content, task)
+    if segmentation is not None:
+        found += _about_lost_structures(segmentation)
+    scored = [(content.tasks[name], report) for name, report in classes.items()]
+    for task, report in scored:
+        found += [] if task.name in useless else _about_chance(task, report)
+    for task, report in scored:
+        found += _about_few_cases(task, report)
+    return found + (_about_rare_structures(segmentation) if segmentation is not None else [])
 
 
 def _about_training_cases(content: ReportContent) -> list[str]:
@@ -181,34 +189,43 @@ def _about_training_cases(content: ReportContent) -> list[str]:
         number, total = len(content.seen_in_training), len(content.identifiers)
         if content.kind == PREDICTIONS:
             found.append(
-                f"{number} of {_count(total, 'predicted case')} belong to the data that the model was developed on ({some(content.seen_in_training)}). "
-                "The network may have been trained on them: their scores say little about new patients."
+                f"{number} of {count(total, 'predicted case')} belong to the data that the model was developed on "
+                f"({some(content.seen_in_training)}). The network may have been trained on them: their scores say little about new "
+                "patients."
             )
         else:
             found.append(
-                f"{number} of {_count(total, 'case')} {_was(number)} in the training of the very network that predicted them "
+                f"{number} of {count(total, 'case')} {was(number)} in the training of the very network that predicted them "
                 f"({some(content.seen_in_training)}). Their scores say little about new patients."
             )
     if content.shared_groups:
         found.append(
-            f"{_count(len(content.shared_groups), 'group')} of cases (for example patients) {_has(len(content.shared_groups))} cases both in "
+            f"{count(len(content.shared_groups), 'group')} of cases (for example patients) {has(len(content.shared_groups))} cases both in "
             f"training and in validation ({some(content.shared_groups)}). The scores are probably too good."
         )
     return found
 
 
 def _about_collapse(content: ReportContent, task: ClassificationTask) -> list[str]:
-    """A head that always says the same, or never says something."""
-    counts, total = predicted_counts(content, task), len(content.class_rows)
-    if total < 2:
+    """A head that says the same of every case, though they are not all the same or nothing is known about them."""
+    total = len(content.class_rows)
+    decided = {task.format_target(predicted_target(task, row[task.name])) for row in content.class_rows.values()}
+    truth = content.case_labels.class_counts(content.class_rows)[task.name] if content.case_labels is not None else {}
+    kinds = [label for label in task.classes if truth.get(label)]
+    if total < FEWEST_FOR_COLLAPSE or len(decided) > 1 or (len(kinds) == 1 and not task.is_multilabel):
         return []
-    always = [label for label, n in counts.items() if n == total]
-    if always and not task.is_multilabel:
-        return [f"{task.name}: every one of the {total} cases was predicted as {always[0]}. The head has collapsed; its classes are useless."]
+    return [
+        f"{task.name}: every one of the {total} cases was predicted as {decided.pop()}. The head has collapsed; its classes are useless."
+    ]
+
+
+def _about_missing_classes(content: ReportContent, task: ClassificationTask) -> list[str]:
+    """Classes that are never predicted."""
+    counts = predicted_counts(content, task)
     truth = content.case_labels.class_counts(content.class_rows)[task.name] if content.case_labels is not None else {}
     never = [label for label, n in counts.items() if n == 0 and truth.get(label, 0) > 0]
     if never:
-        return [f"{task.name}: {_and(never)} {_was(len(never))} never predicted, although cases of {'it' if len(never) == 1 else 'them'} exist."]
+        return [f"{task.name}: {and_list(never)} {was(len(never))} never predicted, although there are such cases."]
     return []
 
 
@@ -216,10 +233,11 @@ def _about_chance(task: ClassificationTask, report: Mapping[str, Any]) -> list[s
     """Whether guessing would do as well."""
     interval, chance = report["intervals"]["scores"]["balanced_accuracy"], chance_level(task, report)
     if interval["draws"] and interval["low"] <= chance:
-        return [
-            f"{task.name}: these cases do not show that the prediction is better than guessing. Guessing would reach a balanced accuracy of "
-            f"{chance:.2f}, which lies in the interval ({interval['low']:.2f} to {interval['high']:.2f})."
-        ]
+        text = (
+            f"{task.name}: these cases do not show that the prediction is better than guessing. Guessing would reach a balanced accuracy "
+            f"of {chance:.2f}, which lies in the interval ({interval['low']:.2f} to {interval['high']:.2f})."
+        )
+        return [text]
     return []
 
 
@@ -228,19 +246,21 @@ def _about_few_cases(task: ClassificationTask, report: Mapping[str, Any]) -> lis
     few = [f"{label} ({values['n']})" for label, values in report["per_class"].items() if values["n"] < FEW_CASES]
     if not few:
         return []
-    return [f"{task.name}: fewer than {FEW_CASES} cases of {_and(few)}. Scores of such classes are hardly more than single observations."]
+    return [
+        f"{task.name}: fewer than {FEW_CASES} cases of {and_list(few)}. Scores of such classes are hardly more than single observations."
+    ]
 
 
-def _about_structures(segmentation: SegmentationScores) -> list[str]:
-    """Structures that were never found, or that few cases have."""
-    found = []
+def _about_lost_structures(segmentation: SegmentationScores) -> list[str]:
+    """Structures that were never found."""
     never = [name for name, s in segmentation.structures.items() if s.in_reference and s.missed == s.in_reference]
-    if never:
-        found.append(f"Segmentation: {_and(never)} {_was(len(never))} not found in a single case.")
+    return [f"Segmentation: {and_list(never)} {was(len(never))} not found in a single case."] if never else []
+
+
+def _about_rare_structures(segmentation: SegmentationScores) -> list[str]:
+    """Structures that few cases have."""
     few = [f"{name} ({s.in_reference})" for name, s in segmentation.structures.items() if s.in_reference < FEW_CASES]
-    if few:
-        found.append(f"Segmentation: fewer than {FEW_CASES} cases have {_and(few)}; the Dice of such structures is uncertain.")
-    return found
+    return [f"Segmentation: fewer than {FEW_CASES} cases have {and_list(few)}; the Dice of such structures is uncertain."] if few else []
 
 
 # cases to look at
@@ -268,27 +288,3 @@ def worst_classified(content: ReportContent, task: ClassificationTask, number: i
         p = np.asarray(row[task.name])
         doubt[identifier] = float(-np.abs(p - MULTILABEL_THRESHOLD).min() if task.is_multilabel else -p.max())
     return sorted(doubt.items(), key=lambda item: (-item[1], item[0]))[:number]
-
-
-def some(names: Any) -> str:
-    """The first names, and how many more there are."""
-    names = [str(name) for name in names]
-    rest = len(names) - NAMES_SHOWN
-    return ", ".join(names[:NAMES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _and(names: Sequence[str]) -> str:
-    """``a``, ``a and b``, ``a, b and c``."""
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
-
-
-def _was(number: int) -> str:
-    return "was" if number == 1 else "were"
-
-
-def _has(number: int) -> str:
-    return "has" if number == 1 else "have"

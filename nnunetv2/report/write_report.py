@@ -17,7 +17,8 @@ from nnunetv2.report.case_pictures import CasePicture, draw_case, load_case, rea
 from nnunetv2.report.charts import class_charts, dice_chart, training_charts
 from nnunetv2.report.collect import Sources, collect
 from nnunetv2.report.content import ReportContent
-from nnunetv2.report.page import SEGMENTATION, PageContent, TaskSection, build_page
+from nnunetv2.report.page import build_page
+from nnunetv2.report.page_content import SEGMENTATION, PageContent, TaskSection
 from nnunetv2.report.scores import class_scores, compare_heads, segmentation_scores, warnings_of, worst_classified, worst_segmented
 from nnunetv2.utilities.file_io import atomic_path
 from nnunetv2.utilities.label_handling.classification_labels import ClassificationTask
@@ -146,7 +147,7 @@ def _picture(content: ReportContent, case: Any, identifier: str, name: str) -> C
 
 
 def predicted_volumes(content: ReportContent) -> dict[str, list[float]]:
-    """Volume in ml of every structure in every predicted case; one segmentation in memory at a time. Cases that cannot be read are left out."""
+    """Volume in ml of every structure in every predicted case that can be read; one segmentation in memory at a time."""
     volumes: dict[str, list[float]] = {name: [] for name in content.structures}
     for files in content.files.values():
         if files.prediction is None or content.reader is None:
@@ -171,8 +172,11 @@ def _commands(content: ReportContent, command: str | None) -> list[tuple[str, st
         trained = [_training_command(dataset, plans, training) for training in content.trainings]
         commands.append(
             (
-                "Planning and training, reconstructed from plans and checkpoints (options that leave no trace there, such as -device, are missing):",
-                "\n".join([shlex.join(["nnUNetv2_plan_and_preprocess", "-d", dataset, "-pl", str(planner), "-c", configuration]), *trained]),
+                "Planning and training, reconstructed from plans and checkpoints (options that leave no trace there, like -device, are "
+                "missing):",
+                "\n".join(
+                    [shlex.join(["nnUNetv2_plan_and_preprocess", "-d", dataset, "-pl", str(planner), "-c", configuration]), *trained]
+                ),
             )
         )
     if command is not None:
