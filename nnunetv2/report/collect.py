@@ -17,7 +17,7 @@ from nnunetv2.evaluation.evaluate_predictions import SMALL_JOB_BYTES, compute_me
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
 from nnunetv2.report.content import MODEL, PREDICTIONS, CaseFiles, FoldTraining, ReportContent, by_structure, structures_of
-from nnunetv2.report.wording import count, some
+from nnunetv2.report.wording import count, numbered, some
 from nnunetv2.scheduling import CaseFailure, run_per_case
 from nnunetv2.utilities.crossval_split import check_splits
 from nnunetv2.utilities.file_io import load_json
@@ -133,8 +133,8 @@ def collect_model(folder: Path, sources: Sources) -> ReportContent:
 
 def _fold_folders(folder: Path) -> list[Path]:
     """``fold_0``, ``fold_1``, ... and ``fold_all`` at the end."""
-    numbered = sorted((f for f in folder.glob("fold_*") if f.name[5:].isdecimal()), key=lambda f: int(f.name[5:]))
-    return numbered + [f for f in (folder / "fold_all",) if f.is_dir()]
+    folds = sorted((f for f in folder.glob("fold_*") if f.name[5:].isdecimal()), key=lambda f: int(f.name[5:]))
+    return folds + [f for f in (folder / "fold_all",) if f.is_dir()]
 
 
 def _validated_folds(content: ReportContent) -> list[Path]:

@@ -170,15 +170,11 @@ def _commands(content: ReportContent, command: str | None) -> list[tuple[str, st
     if content.trainings and dataset and plans:
         configuration = content.trainings[0].configuration
         trained = [_training_command(dataset, plans, training) for training in content.trainings]
-        commands.append(
-            (
-                "Planning and training, reconstructed from plans and checkpoints (options that leave no trace there, like -device, are "
-                "missing):",
-                "\n".join(
-                    [shlex.join(["nnUNetv2_plan_and_preprocess", "-d", dataset, "-pl", str(planner), "-c", configuration]), *trained]
-                ),
-            )
+        planned = shlex.join(["nnUNetv2_plan_and_preprocess", "-d", dataset, "-pl", str(planner), "-c", configuration])
+        what = (
+            "Planning and training, reconstructed from plans and checkpoints. Options that leave no trace there, like -device, are missing:"
         )
+        commands.append((what, "\n".join([planned, *trained])))
     if command is not None:
         commands.append(("This page:", command))
     return commands
