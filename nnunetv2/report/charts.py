@@ -34,6 +34,7 @@ PIXELS_PER_POINT = 96 / 72  # CSS
 WIDTH = 4.6  # inches: a chart then shrinks little on a phone, and its text stays readable
 SCORE_NAMES = {"macro_f1": "macro-F1", "macro_average_precision": "average precision", "quadratic_kappa": "quadratic kappa"}
 MOST_POINTS = 400  # cases drawn one by one above a box; more hide it
+WHISKERS = 1.5  # box lengths, as Tukey drew them
 POINT_SEED = 0  # of the sideways scatter of points, so that a page is the same each time
 
 
@@ -49,13 +50,23 @@ class Chart:
     caption: str
 
 
-def chart(figure: Figure, *, title: str, caption: str, text: str) -> Chart:
-    """The figure as SVG; letters are outlines, so that it looks the same on every machine."""
+def chart(figure: Figure, *, title: str, caption: str, text: str, trimmed: bool = False) -> Chart:
+    """The figure as SVG; letters are outlines, so that it looks the same on every machine.
+
+    Args:
+        figure: To draw.
+        title: Above the caption.
+        caption: What the reader sees.
+        text: For those who cannot see it.
+        trimmed: Cut off empty margins, which takes as long as drawing it once more.
+    """
     from matplotlib import rc_context
 
     stream = io.BytesIO()
     with rc_context({"svg.hashsalt": "nnunetv2", "svg.fonttype": "path"}):
-        figure.savefig(stream, format="svg", bbox_inches="tight", pad_inches=0.05, metadata={"Date": None, "Creator": None})
+        figure.savefig(
+            stream, format="svg", bbox_inches="tight" if trimmed else None, pad_inches=0.05, metadata={"Date": None, "Creator": None}
+        )
     svg = stream.getvalue()
     width, height = (round(float(size) * PIXELS_PER_POINT) for size in re.search(rb'width="([\d.]+)pt" height="([\d.]+)pt"', svg).groups())
     address = "data:image/svg+xml;base64," + base64.b64encode(svg).decode("ascii")
@@ -72,20 +83,9 @@ def dice_chart(scores: SegmentationScores) -> Chart:
     axes = figure.subplots()
     values = [list(s.dice.values()) for s in structures.values()]
     positions = np.arange(len(structures), 0, -1)
-    axes.boxplot(
-        values,
-        positions=positions,
-        vert=False,
-        widths=0.5,
-        showfliers=False,
-        patch_artist=True,
-        boxprops={"facecolor": "#dbe9f4", "edgecolor": "#33546e"},
-        medianprops={"color": "#d55e00", "linewidth": 2},
-        whiskerprops={"color": "#33546e"},
-        capprops={"color": "#33546e"},
-    )
     scatter = np.random.default_rng(POINT_SEED)
     for position, dice in zip(positions, values, strict=True):
+        _draw_box(axes, float(position), np.asarray(dice))
         if len(dice) <= MOST_POINTS:
             axes.plot(
                 dice, position + scatter.uniform(-0.16, 0.16, len(dice)), "o", color="#0072b2", alpha=0.55, markersize=3, markeredgewidth=0
@@ -105,6 +105,20 @@ def dice_chart(scores: SegmentationScores) -> Chart:
         "to the last case within one and a half box lengths.",
         text=f"Box plot of the Dice by structure. {text}.",
     )
+
+
+def _draw_box(axes: Axes, position: float, values: np.ndarray) -> None:
+    """Box, median and whiskers of values along the x axis. Not ``Axes.boxplot``, whose options differ between versions."""
+    low, median, high = np.quantile(values, (0.25, 0.5, 0.75))
+    reach = WHISKERS * (high - low)
+    first, last = values[values >= low - reach].min(), values[values <= high + reach].max()
+    line = {"color": "#33546e", "linewidth": 1}
+    axes.barh(position, high - low, left=low, height=0.5, facecolor="#dbe9f4", edgecolor="#33546e")
+    axes.plot([first, low], [position, position], **line)
+    axes.plot([high, last], [position, position], **line)
+    for end in (first, last):
+        axes.plot([end, end], [position - 0.12, position + 0.12], **line)
+    axes.plot([median, median], [position - 0.25, position + 0.25], color="#d55e00", linewidth=2)
 
 
 # training
@@ -234,6 +248,7 @@ def class_charts(
     return [
         chart(
             confusion_figure(task, report),
+            trimmed=True,
             title="Confusion matrix",
             caption="Rows are what is true, columns what was predicted: cases on the diagonal are right, and the percentage is the share "
             "of the row.",
@@ -241,6 +256,7 @@ def class_charts(
         ),
         chart(
             roc_figure(task, targets, probabilities, report, report["intervals"]),
+            trimmed=True,
             title="ROC curves",
             caption="For every possible threshold, the share of cases of a class that are found against the share of the others that are "
             "taken for it; the dashed diagonal is guessing.",
@@ -248,6 +264,7 @@ def class_charts(
         ),
         chart(
             reliability_figure(f"{task.name}: reliability, {report['n']} cases", panels),
+            trimmed=True,
             title="Reliability",
             caption="Whether a predicted probability of, say, 80 % comes true in 80 % of the cases: points on the diagonal are honest, "
             "points below it are too sure of themselves.",

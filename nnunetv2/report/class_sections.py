@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from nnunetv2.evaluation.bootstrap import DRAWS
 from nnunetv2.evaluation.classification_metrics import case_score_name
 from nnunetv2.report.content import ReportContent
 from nnunetv2.report.markup import Markup, absent, chart_grid, element, interval, paragraph, percent, score, table
@@ -66,7 +65,9 @@ def _scored_task(page: PageContent, section: TaskSection) -> list[Any]:
     heads = HEAD_NAMES.get(next(iter(content.class_tables)), next(iter(content.class_tables)))
     drawn = "groups (for example patients)" if content.groups is not None else "cases"
     return [
-        paragraph(f"{count(report['n'], 'case')} with a known class; {heads}.{unknown} Intervals: {DRAWS} bootstrap draws of {drawn}."),
+        paragraph(
+            f"{count(report['n'], 'case')} with a known class; {heads}.{unknown} Intervals: {page.draws} bootstrap draws of {drawn}."
+        ),
         element("h3", "Overall"),
         _overall_table(section),
         element("h3", "Each class"),

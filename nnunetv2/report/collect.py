@@ -272,6 +272,7 @@ def _read_training(fold: Path) -> FoldTraining | None:
         seed=state.get("seed"),
         run_options=dict(state.get("run_options") or {}),
         heads=checkpoint.get("classification") or {},
+        refit=(checkpoint.get("refitted_heads") or {}).get("classification") or {},
         machine={name: str(machine[name]) for name in MACHINE_FACTS if name in machine},
     )
 

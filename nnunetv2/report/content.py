@@ -39,6 +39,7 @@ class FoldTraining:
     seed: int | None = None
     run_options: Mapping[str, int] = field(default_factory=dict)  # lengths that were asked for on the command line
     heads: Mapping[str, Any] = field(default_factory=dict)  # the checkpoint's entry `classification`
+    refit: Mapping[str, Any] = field(default_factory=dict)  # the same of the heads that were refitted afterwards
     machine: Mapping[str, str] = field(default_factory=dict)  # device and versions, by their name in debug.json
 
 

@@ -341,8 +341,9 @@ def _trainings_table(content: ReportContent) -> Markup:
         ["seed", *("not recorded" if t.seed is None else t.seed for t in folds)],
         ["finished", *(_date(t.curves) for t in folds)],
     ]
-    if any(t.heads for t in folds):
-        rows.append(["class heads", *(f"{t.heads.get('pooling', '–')}, stages {t.heads.get('stages', '–')}" for t in folds)])
+    for label, entries in (("class heads", [t.heads for t in folds]), ("refitted class heads", [t.refit for t in folds])):
+        if any(entries):
+            rows.append([label, *(_heads_text(entry) for entry in entries)])
     names = {"device": "device", "gpu_name": "GPU", "torch_version": "torch", "cudnn_version": "cuDNN", "nnunetv2_version": "nnunetv2"}
     for key, label in names.items():
         if any(key in t.machine for t in folds) or key in ("torch_version", "nnunetv2_version"):
@@ -350,6 +351,14 @@ def _trainings_table(content: ReportContent) -> Markup:
     return table(
         ["setting", *(f"fold {t.fold}" for t in folds)], rows, caption="Trainings, as recorded in their checkpoints and debug.json"
     )
+
+
+def _heads_text(entry: Mapping[str, Any]) -> str:
+    """Which heads a checkpoint holds."""
+    if not entry:
+        return "none"
+    stages = entry.get("stages") or ()
+    return f"{entry.get('pooling', 'unknown')}, stages {', '.join(map(str, stages))}, on {entry.get('level', 'patch')}"
 
 
 def _date(curves: Mapping[str, Sequence[Any]]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from nnunetv2.evaluation.bootstrap import DRAWS
 from nnunetv2.report.case_pictures import CasePicture
 from nnunetv2.report.charts import Chart
 from nnunetv2.report.content import ReportContent
@@ -40,3 +41,4 @@ class PageContent:
     pictures: Mapping[tuple[str, str], CasePicture] = field(default_factory=dict)  # by task and identifier
     commands: Sequence[tuple[str, str]] = ()  # what a command does, and the command
     versions: Mapping[str, str] = field(default_factory=dict)
+    draws: int = DRAWS  # of the bootstrap

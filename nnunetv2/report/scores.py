@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from nnunetv2.evaluation.bootstrap import mean_interval, percentile_interval, resampling_weights
+from nnunetv2.evaluation.bootstrap import DRAWS, mean_interval, percentile_interval, resampling_weights
 from nnunetv2.evaluation.classification_metrics import (
     case_score_name,
     indicators,
@@ -63,7 +63,7 @@ class HeadComparison:
     report: Mapping[str, Any]
 
 
-def segmentation_scores(content: ReportContent) -> SegmentationScores | None:
+def segmentation_scores(content: ReportContent, draws: int = DRAWS) -> SegmentationScores | None:
     """Dice by structure; None without any."""
     if not content.overlaps:
         return None
@@ -71,17 +71,19 @@ def segmentation_scores(content: ReportContent) -> SegmentationScores | None:
     names = list(dict.fromkeys(name for metrics in content.overlaps.values() for name in metrics))
     groups = [content.group_of(identifier) for identifier in identifiers]
     table = np.array([[content.overlaps[i].get(name, {}).get("Dice", np.nan) for name in names] for i in identifiers], dtype=np.float64)
-    structures = {name: _structure(content, name, column, identifiers, groups) for name, column in zip(names, table.T, strict=True)}
+    structures = {name: _structure(content, name, column, identifiers, groups, draws) for name, column in zip(names, table.T, strict=True)}
     means = [structure.mean for structure in structures.values() if structure.cases]
     return SegmentationScores(
         structures=structures,
         cases=len(identifiers),
         mean=float(np.mean(means)) if means else float("nan"),
-        interval=mean_interval(table, groups),
+        interval=mean_interval(table, groups, draws),
     )
 
 
-def _structure(content: ReportContent, name: str, dice: np.ndarray, identifiers: Sequence[str], groups: Sequence[str]) -> StructureScores:
+def _structure(
+    content: ReportContent, name: str, dice: np.ndarray, identifiers: Sequence[str], groups: Sequence[str], draws: int
+) -> StructureScores:
     """Scores of one structure from its Dice by case."""
     numbers = dice[~np.isnan(dice)]
     counts = [content.overlaps[identifier].get(name, {}) for identifier in identifiers]
@@ -89,7 +91,7 @@ def _structure(content: ReportContent, name: str, dice: np.ndarray, identifiers:
         cases=len(numbers),
         in_reference=sum(values.get("n_ref", 0) > 0 for values in counts),
         mean=float(numbers.mean()) if len(numbers) else float("nan"),
-        interval=mean_interval(dice, groups),
+        interval=mean_interval(dice, groups, draws),
         quartiles=tuple(np.quantile(numbers, (0.25, 0.5, 0.75)).tolist()) if len(numbers) else (float("nan"),) * 3,
         missed=sum(values.get("n_ref", 0) > 0 and values.get("TP", 0) == 0 for values in counts),
         invented=sum(values.get("n_ref", 0) == 0 and values.get("n_pred", 0) > 0 for values in counts),
@@ -97,22 +99,27 @@ def _structure(content: ReportContent, name: str, dice: np.ndarray, identifiers:
     )
 
 
-def class_scores(content: ReportContent, rows: ClassRows | None = None) -> dict[str, dict[str, Any]]:
+def class_scores(
+    content: ReportContent, rows: ClassRows | None = None, *, only: str | None = None, draws: int = DRAWS
+) -> dict[str, dict[str, Any]]:
     """By task the report of :func:`~nnunetv2.evaluation.evaluate_classification.evaluate_tables`; empty without truth or table.
 
     Args:
         content: Labels, groups and the table that counts.
         rows: Another table.
+        only: One task instead of all.
+        draws: Of the bootstrap.
     """
     rows = content.class_rows if rows is None else rows
     if content.case_labels is None or not rows:
         return {}
     groups = None if content.groups is None else {identifier: content.group_of(identifier) for identifier in rows}
-    reports = evaluate_tables(content.tasks, rows, content.case_labels, groups)["tasks"]
+    tasks = {name: task for name, task in content.tasks.items() if only in (None, name)}
+    reports = evaluate_tables(tasks, rows, content.case_labels, groups, draws=draws)["tasks"]
     return {name: report for name, report in reports.items() if report["n"]}
 
 
-def compare_heads(content: ReportContent, task: ClassificationTask) -> list[HeadComparison]:
+def compare_heads(content: ReportContent, task: ClassificationTask, draws: int = DRAWS) -> list[HeadComparison]:
     """The other sets of heads against the one that counts, on the cases that both predicted; draws are paired."""
     comparisons = []
     for name in list(content.class_tables)[1:]:
@@ -123,11 +130,11 @@ def compare_heads(content: ReportContent, task: ClassificationTask) -> list[Head
             continue
         counting = [content.class_rows[identifier][task.name] for identifier in known]
         score = case_score_name(task)
-        draws = [np.empty(0)]
+        differences = [np.empty(0)]
         if len({content.group_of(i) for i in known}) > 1:
-            for weights in resampling_weights([content.group_of(i) for i in known]):
+            for weights in resampling_weights([content.group_of(i) for i in known], draws):
                 values = [weighted_scores(task, targets, table, weights).scores[score] for table in (other, counting)]
-                draws.append(values[0] - values[1])
+                differences.append(values[0] - values[1])
         ones = np.ones((1, len(known)))
         value, counting_value = (float(weighted_scores(task, targets, table, ones).scores[score][0]) for table in (other, counting))
         comparisons.append(
@@ -136,8 +143,8 @@ def compare_heads(content: ReportContent, task: ClassificationTask) -> list[Head
                 score=score,
                 value=value,
                 counting_value=counting_value,
-                difference=percentile_interval(np.concatenate(draws)),
-                report=class_scores(content, rows).get(task.name, {}),
+                difference=percentile_interval(np.concatenate(differences)),
+                report=class_scores(content, rows, only=task.name, draws=draws).get(task.name, {}),
             )
         )
     return comparisons
@@ -234,8 +241,8 @@ def _about_chance(task: ClassificationTask, report: Mapping[str, Any]) -> list[s
     interval, chance = report["intervals"]["scores"]["balanced_accuracy"], chance_level(task, report)
     if interval["draws"] and interval["low"] <= chance:
         text = (
-            f"{task.name}: these cases do not show that the prediction is better than guessing. Guessing would reach a balanced accuracy "
-            f"of {chance:.2f}, which lies in the interval ({interval['low']:.2f} to {interval['high']:.2f})."
+            f"{task.name}: these cases do not show that the prediction is better than guessing, which would reach a balanced accuracy "
+            f"of {chance:.2f}; the interval is {interval['low']:.2f} to {interval['high']:.2f}."
         )
         return [text]
     return []

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from nnunetv2.evaluation.bootstrap import DRAWS
 from nnunetv2.evaluation.classification_metrics import known_cases, reliability
 from nnunetv2.evaluation.segmentation_metrics import region_or_label_to_mask
 from nnunetv2.report.case_pictures import CasePicture, draw_case, load_case, read_saliency
@@ -36,6 +37,7 @@ def write_report(
     *,
     sources: Sources | None = None,
     worst: int = WORST_CASES,
+    draws: int = DRAWS,
     command: str | None = None,
 ) -> Path:
     """Write one self-contained HTML page about a trained model or about predictions.
@@ -45,6 +47,7 @@ def write_report(
         output_file: The page; None: ``report.html`` in that folder.
         sources: Where to find truth and images, if not where nnU-Net keeps them.
         worst: Number of cases shown for each task; 0: none.
+        draws: Of the bootstrap.
         command: The command line that asked for it, to be shown.
 
     Returns:
@@ -55,23 +58,24 @@ def write_report(
     """
     content = collect(path, sources or Sources())
     output = content.folder / REPORT_FILE if output_file is None else Path(output_file)
-    page = build_page(assemble(content, worst=worst, command=command))
+    page = build_page(assemble(content, worst=worst, draws=draws, command=command))
     with atomic_path(output) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return output
 
 
-def assemble(content: ReportContent, *, worst: int = WORST_CASES, command: str | None = None) -> PageContent:
+def assemble(content: ReportContent, *, worst: int = WORST_CASES, draws: int = DRAWS, command: str | None = None) -> PageContent:
     """Score and draw what was collected.
 
     Args:
         content: Of :func:`~nnunetv2.report.collect.collect`.
         worst: Number of cases shown for each task.
+        draws: Of the bootstrap.
         command: The command line that asked for it.
     """
-    segmentation = segmentation_scores(content)
-    reports = class_scores(content)
-    sections = {name: _task_section(content, content.tasks[name], report) for name, report in reports.items()}
+    segmentation = segmentation_scores(content, draws)
+    reports = class_scores(content, draws=draws)
+    sections = {name: _task_section(content, content.tasks[name], report, draws) for name, report in reports.items()}
     singled_out = _singled_out(content, worst)
     return PageContent(
         content=content,
@@ -85,10 +89,11 @@ def assemble(content: ReportContent, *, worst: int = WORST_CASES, command: str |
         pictures=_pictures(content, singled_out),
         commands=_commands(content, command),
         versions=_versions(),
+        draws=draws,
     )
 
 
-def _task_section(content: ReportContent, task: ClassificationTask, report: Mapping[str, Any]) -> TaskSection:
+def _task_section(content: ReportContent, task: ClassificationTask, report: Mapping[str, Any], draws: int) -> TaskSection:
     """Charts and comparisons of one task."""
     known, targets, probabilities = known_cases(task.name, content.class_rows, content.case_labels)
     if content.raw_class_rows is None:
@@ -100,7 +105,7 @@ def _task_section(content: ReportContent, task: ClassificationTask, report: Mapp
         task=task,
         report=report,
         charts=class_charts(task, targets, probabilities, report, curves),
-        comparisons=compare_heads(content, task),
+        comparisons=compare_heads(content, task, draws),
     )
 
 
@@ -126,14 +131,17 @@ def _pictures(content: ReportContent, singled_out: Mapping[str, Sequence[tuple[s
             if "pictures" not in content.missing:
                 pictures |= {(name, identifier): CasePicture(notes=("There is no image of this case.",)) for name in names}
             continue
-        try:
-            case = load_case(files, content.reader, is_colour)
-        except (RuntimeError, ValueError, OSError) as error:
-            pictures |= {(name, identifier): CasePicture(notes=(f"The image cannot be read: {error}",)) for name in names}
-            continue
-        for name in names:
-            pictures[name, identifier] = _picture(content, case, identifier, name)
+        pictures |= {(name, identifier): picture for name, picture in _pictures_of_case(content, identifier, names, is_colour).items()}
     return pictures
+
+
+def _pictures_of_case(content: ReportContent, identifier: str, names: Sequence[str], is_colour: bool) -> dict[str, CasePicture]:
+    """By task the picture of one case. A function of its own, so that the arrays are gone before those of the next case come."""
+    try:
+        case = load_case(content.files[identifier], content.reader, is_colour)
+    except (RuntimeError, ValueError, OSError) as error:
+        return {name: CasePicture(notes=(f"The image cannot be read: {error}",)) for name in names}
+    return {name: _picture(content, case, identifier, name) for name in names}
 
 
 def _picture(content: ReportContent, case: Any, identifier: str, name: str) -> CasePicture:
