@@ -19,6 +19,7 @@ from nnunetv2.evaluation.segmentation_metrics import LabelOrRegion, region_or_la
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.report.content import CaseFiles
 
+SALIENCY_ENDING = ".nii.gz"
 DOTS = 380  # width of a picture
 TALLEST = 1.4  # height of a picture by its width
 ANISOTROPIC = 1.5  # from this ratio of spacings on, slices are those with the finer spacings
@@ -98,13 +99,22 @@ def load_case(files: CaseFiles, reader: Any, is_colour: bool = False) -> LoadedC
     )
 
 
-def read_saliency(case: str, task: str, files: CaseFiles, shape: Sequence[int]) -> tuple[np.ndarray | None, str]:
-    """The saliency map ``(Z, Y, X)`` of a case and task, or None and why there is none."""
-    file = next((f for folder in files.saliency_folders if (f := Path(folder) / f"{case}_{task}.nii.gz").is_file()), None)
+def read_saliency(case: str, task: str, files: CaseFiles, reader: Any, shape: Sequence[int]) -> tuple[np.ndarray | None, str]:
+    """The saliency map ``(Z, Y, X)`` of a case and task, or None and why there is none (empty: there is no file).
+
+    Args:
+        case: Identifier.
+        task: Name.
+        files: Folders to look into.
+        reader: Of the images, which may turn axes; the map is turned likewise where this reader knows NIfTI at all.
+        shape: Of the image that was read, ``(Z, Y, X)``.
+    """
+    file = next((f for folder in files.saliency_folders if (f := Path(folder) / f"{case}_{task}{SALIENCY_ENDING}").is_file()), None)
     if file is None:
         return None, ""
     try:
-        saliency = SimpleITKIO().read_images([str(file)])[0][0]
+        map_reader = reader if SALIENCY_ENDING in reader.supported_file_endings else SimpleITKIO()
+        saliency = map_reader.read_images([str(file)])[0][0]
     except (RuntimeError, ValueError, OSError) as error:
         return None, f"The saliency map cannot be read: {error}"
     if saliency.shape != tuple(shape):

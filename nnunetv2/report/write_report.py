@@ -149,7 +149,7 @@ def _picture(content: ReportContent, case: Any, identifier: str, name: str) -> C
     if name == SEGMENTATION:
         return draw_case(case, content.structures, of_disagreement=True)
     evidence = [content.structures[structure] for structure in content.tasks[name].evidence if structure in content.structures]
-    saliency, note = read_saliency(identifier, name, content.files[identifier], case.image.shape[1:])
+    saliency, note = read_saliency(identifier, name, content.files[identifier], content.reader, case.image.shape[1:])
     picture = draw_case(case, content.structures, important=evidence, saliency=saliency)
     return picture if not note else CasePicture(**{**vars(picture), "notes": (*picture.notes, note)})
 

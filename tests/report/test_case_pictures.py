@@ -11,6 +11,7 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReorient
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.report.case_pictures import LoadedCase, axis_directions, draw_case, load_case, read_saliency, slice_to_show, view_of
@@ -119,17 +120,35 @@ def test_saliency_is_drawn_over_the_same_slice_or_its_lack_is_explained(tmp_path
     heat[1, 10:20, 10:20] = 5
     sitk.WriteImage(sitk.GetImageFromArray(heat), str(tmp_path / "case_grade.nii.gz"))
     files = CaseFiles(saliency_folders=(tmp_path,))
-    found, note = read_saliency("case", "grade", files, (3, 40, 40))
+    found, note = read_saliency("case", "grade", files, SimpleITKIO(), (3, 40, 40))
     assert note == "" and found.max() == 5
     picture = draw_case(loaded(np.zeros((3, 40, 40)), (4, 1, 1)), {}, saliency=found)
     shown = pixels(picture.saliency)
     bright = shown.sum(axis=-1) > 300
     rows, columns = np.nonzero(bright)
     assert 0.2 < rows.mean() / len(shown) < 0.55 and 0.2 < columns.mean() / len(shown) < 0.55
-    assert read_saliency("case", "other", files, (3, 40, 40)) == (None, "")
-    assert "another voxel grid" in read_saliency("case", "grade", files, (3, 40, 41))[1]
+    assert read_saliency("case", "other", files, SimpleITKIO(), (3, 40, 40)) == (None, "")
+    assert "another voxel grid" in read_saliency("case", "grade", files, SimpleITKIO(), (3, 40, 41))[1]
     (tmp_path / "case_broken.nii.gz").write_bytes(b"no image")
-    assert "cannot be read" in read_saliency("case", "broken", files, (3, 40, 40))[1]
+    assert "cannot be read" in read_saliency("case", "broken", files, SimpleITKIO(), (3, 40, 40))[1]
+
+
+@pytest.mark.parametrize("reader", [SimpleITKIO(), NibabelIOWithReorient()])
+def test_a_saliency_map_is_turned_like_its_image(reader: Any, tmp_path) -> None:
+    values = np.random.default_rng(0).random((4, 5, 6)).astype(np.float32)
+    stored = sitk.DICOMOrient(sitk.GetImageFromArray(values), "PIR")
+    for name in ("case_0000", "case_grade"):
+        sitk.WriteImage(stored, str(tmp_path / f"{name}.nii.gz"))
+    case = load_case(CaseFiles(images=(str(tmp_path / "case_0000.nii.gz"),)), reader)
+    found, _ = read_saliency("case", "grade", CaseFiles(saliency_folders=(tmp_path,)), reader, case.image.shape[1:])
+    np.testing.assert_array_equal(found, case.image[0])
+
+
+def test_the_map_of_a_picture_is_read_as_nifti(tmp_path) -> None:
+    flat = np.arange(20, dtype=np.float32).reshape(4, 5)
+    sitk.WriteImage(sitk.GetImageFromArray(flat), str(tmp_path / "case_grade.nii.gz"))
+    found, _ = read_saliency("case", "grade", CaseFiles(saliency_folders=(tmp_path,)), NaturalImage2DIO(), (1, 4, 5))
+    np.testing.assert_array_equal(found[0], flat)
 
 
 def test_a_segmentation_that_does_not_fit_is_a_note(tmp_path) -> None:
