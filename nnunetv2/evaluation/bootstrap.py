@@ -81,6 +81,33 @@ def bootstrap_intervals(
     }
 
 
+def mean_interval(values: np.ndarray, groups: Sequence[str], draws: int = DRAWS, seed: int = SEED) -> dict[str, float | int]:
+    """95 % interval of the mean of values of cases, such as their Dice.
+
+    Args:
+        values: ``(cases,)``, or ``(cases, structures)``: then of the mean over structures of each one's mean over cases. What is no number
+            does not count.
+        groups: Group of every case; the identifier of the case itself where there are no groups.
+        draws: Number of draws.
+        seed: Of the random numbers.
+
+    Returns:
+        ``{"low", "high", "draws"}``; NaN, and no draw, where fewer than two groups have a value.
+    """
+    values = np.asarray(values, dtype=np.float64).reshape(len(groups), -1)
+    is_number = ~np.isnan(values)
+    counts = is_number.any(axis=1)
+    values, is_number = np.where(is_number, values, 0)[counts], is_number[counts].astype(np.float64)
+    groups = [group for group, has_value in zip(groups, counts, strict=True) if has_value]
+    means = [np.empty(0)]
+    if len(set(groups)) > 1:
+        for weights in resampling_weights(groups, draws, seed):
+            numbers = weights @ is_number
+            by_structure = np.divide(weights @ values, numbers, out=np.zeros_like(numbers), where=numbers > 0)
+            means.append(by_structure.sum(axis=1) / (numbers > 0).sum(axis=1))
+    return percentile_interval(np.concatenate(means))
+
+
 def percentile_interval(values: np.ndarray) -> dict[str, float | int]:
     """``{"low", "high", "draws"}`` of the draws ``(B,)`` that are numbers; NaN without any."""
     values = values[~np.isnan(values)]

@@ -1,4 +1,8 @@
-"""Pictures of predicted classes: confusion matrix, ROC curves, reliability. Made to be read on a printed page."""
+"""Pictures of predicted classes: confusion matrix, ROC curves, reliability. Made to be read on a printed page.
+
+Every picture can be had as a figure (``*_figure``) or as a PNG file (``plot_*``). Names of classes are never read as formulas, whatever
+dollar signs they hold.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +30,14 @@ MOST_PANELS_IN_A_ROW = 3
 
 
 def plot_confusion(file: Path, task: ClassificationTask, report: Mapping[str, Any]) -> None:
-    """Write the confusion matrix: counts, and the colour is the share of the true class.
+    """Write :func:`confusion_figure` as a PNG."""
+    _save(confusion_figure(task, report), file)
+
+
+def confusion_figure(task: ClassificationTask, report: Mapping[str, Any]) -> Figure:
+    """The confusion matrix: counts, and the colour is the share of the true class.
 
     Args:
-        file: PNG to write.
         task: Its classes.
         report: Of :func:`~nnunetv2.evaluation.classification_metrics.task_report`, with ``n``.
     """
@@ -41,14 +49,14 @@ def plot_confusion(file: Path, task: ClassificationTask, report: Mapping[str, An
     rows, columns = _grid(len(panels))
     longest = max(len(label) for _, labels, _ in panels for label in labels)
     size = max(2.2, 0.62 * len(panels[0][1])) + 0.09 * longest
-    figure = _figure((max(columns * (size + 0.9), 3.6), rows * (size + 0.7) + 0.4))
+    figure = new_figure((max(columns * (size + 0.9), 3.6), rows * (size + 0.7) + 0.4))
     axes = figure.subplots(rows, columns, squeeze=False).reshape(-1)
     for axis, (matrix, labels, title) in zip(axes, panels, strict=False):
         _confusion_panel(axis, matrix, labels, title)
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     figure.suptitle(f"{task.name}: {report['n']} cases", fontsize=11)
-    _save(figure, file)
+    return figure
 
 
 def _confusion_panel(axis: Axes, matrix: np.ndarray, labels: Sequence[str], title: str) -> None:
@@ -61,15 +69,16 @@ def _confusion_panel(axis: Axes, matrix: np.ndarray, labels: Sequence[str], titl
         text = f"{count}\n{share[row, column]:.0%}" if count else "0"
         colour = "white" if share[row, column] > 0.55 else "black" if count else GREY
         axis.text(column, row, text, ha="center", va="center", fontsize=small, color=colour)
-    axis.set_xticks(range(len(labels)), labels, fontsize=small)
+    axis.set_xticks(range(len(labels)), [plain_text(label) for label in labels], fontsize=small)
     if max(map(len, labels)) * len(labels) > 22:
         axis.tick_params(axis="x", rotation=40)
         for text in axis.get_xticklabels():
             text.set(ha="right", rotation_mode="anchor")
-    axis.set_yticks(range(len(labels)), [f"{label}\n(n = {n})" for label, n in zip(labels, of_class[:, 0], strict=True)], fontsize=small)
+    with_counts = [f"{plain_text(label)}\n(n = {n})" for label, n in zip(labels, of_class[:, 0], strict=True)]
+    axis.set_yticks(range(len(labels)), with_counts, fontsize=small)
     axis.set_xlabel("predicted", fontsize=9)
     axis.set_ylabel("true", fontsize=9)
-    axis.set_title(title, fontsize=10)
+    axis.set_title(plain_text(title), fontsize=10)
     axis.spines[:].set_visible(False)
     axis.tick_params(length=0)
 
@@ -82,10 +91,20 @@ def plot_roc(
     report: Mapping[str, Any],
     intervals: Mapping[str, Any],
 ) -> None:
-    """Write the ROC curve of every class against the rest; classes without cases of both kinds are named only.
+    """Write :func:`roc_figure` as a PNG."""
+    _save(roc_figure(task, targets, probabilities, report, intervals), file)
+
+
+def roc_figure(
+    task: ClassificationTask,
+    targets: Sequence[int | np.ndarray],
+    probabilities: Sequence[np.ndarray],
+    report: Mapping[str, Any],
+    intervals: Mapping[str, Any],
+) -> Figure:
+    """The ROC curve of every class against the rest; classes without cases of both kinds are named only.
 
     Args:
-        file: PNG to write.
         task: Its classes.
         targets: What is true, by case.
         probabilities: ``(K,)`` by case.
@@ -94,35 +113,39 @@ def plot_roc(
     """
     truth = indicators(task, targets)
     scores = np.asarray(probabilities, dtype=np.float64).reshape(-1, task.num_classes)
-    figure = _figure((5.2, 5.3 + 0.22 * task.num_classes))
+    figure = new_figure((5.2, 5.3 + 0.22 * task.num_classes))
     axis = figure.subplots()
     axis.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
     for k, label in enumerate(task.classes):
         n = int(truth[:, k].sum())
         if n in (0, len(truth)):
-            axis.plot([], [], color="none", label=f"{label}: {n} of {len(truth)} cases, no curve")
+            axis.plot([], [], color="none", label=f"{plain_text(label)}: {n} of {len(truth)} cases, no curve")
             continue
         interval = intervals["per_class"][label]["auroc"]
-        text = f"{label} (n = {n}): {report['per_class'][label]['auroc']:.2f}{interval_text(interval)}"
-        axis.plot(*roc_curve(truth[:, k], scores[:, k]), **_line(k), label=text)
+        text = f"{plain_text(label)} (n = {n}): {report['per_class'][label]['auroc']:.2f}{interval_text(interval)}"
+        axis.plot(*roc_curve(truth[:, k], scores[:, k]), **line_style(k), label=text)
     _unit_square(axis, "1 - specificity (false positive rate)", "sensitivity (true positive rate)")
     figure.suptitle(f"{task.name}: ROC, each class against the rest, {report['n']} cases", fontsize=11)
     figure.legend(loc="outside lower center", fontsize=9, frameon=False, title="area under the curve (95 % interval)", title_fontsize=9)
-    _save(figure, file)
+    return figure
 
 
 def plot_reliability(file: Path, title: str, panels: Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]]) -> None:
-    """Write how often what is predicted with a probability is so, with 95 % (Wilson) intervals, and below how many cases that are.
+    """Write :func:`reliability_figure` as a PNG."""
+    _save(reliability_figure(title, panels), file)
+
+
+def reliability_figure(title: str, panels: Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]]) -> Figure:
+    """How often what is predicted with a probability is so, with 95 % (Wilson) intervals, and below how many cases that are.
 
     Args:
-        file: PNG to write.
         title: Above the picture.
         panels: By title of a panel, and in it by name of a curve, the bins of
             :func:`~nnunetv2.evaluation.classification_metrics.reliability`.
     """
     rows, columns = _grid(len(panels))
     width = 4.6 if len(panels) == 1 else 3.3
-    figure = _figure((columns * width, rows * width * 1.32 + 0.9))
+    figure = new_figure((columns * width, rows * width * 1.32 + 0.9))
     axes = figure.subplots(2 * rows, columns, squeeze=False, sharex="col", height_ratios=(4, 1) * rows)
     names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
     for index, (panel, curves) in enumerate(panels.items()):
@@ -136,7 +159,7 @@ def plot_reliability(file: Path, title: str, panels: Mapping[str, Mapping[str, S
     figure.suptitle(title, fontsize=11)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", fontsize=9, frameon=False, ncols=len(labels))
-    _save(figure, file)
+    return figure
 
 
 def _reliability_panel(upper: Axes, lower: Axes, title: str, curves: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
@@ -147,12 +170,12 @@ def _reliability_panel(upper: Axes, lower: Axes, title: str, curves: Mapping[str
     for index, (name, bins) in enumerate(curves.items()):
         x, y, n, left = (np.array([values[key] for values in bins]) for key in ("mean_probability", "frequency", "n", "low"))
         low, high = wilson_interval(y, n)
-        upper.errorbar(x, y, (y - low, high - y), **_line(index), marker="o", markersize=4, capsize=2, elinewidth=1, label=name)
-        bars = lower.bar(left + 0.1 * bin_width + index * bar_width, n, width=bar_width, align="edge", color=_line(index)["color"])
+        upper.errorbar(x, y, (y - low, high - y), **line_style(index), marker="o", markersize=4, capsize=2, elinewidth=1, label=name)
+        bars = lower.bar(left + 0.1 * bin_width + index * bar_width, n, width=bar_width, align="edge", color=line_style(index)["color"])
         if len(curves) == 1:
             lower.bar_label(bars, fontsize=7)
     _unit_square(upper, "", "observed frequency")
-    upper.set_title(title, fontsize=10)
+    upper.set_title(plain_text(title), fontsize=10)
     lower.set_xlabel("predicted probability", fontsize=9)
     lower.set_ylabel("cases", fontsize=9)
     lower.tick_params(labelsize=8, labelbottom=True)
@@ -173,13 +196,18 @@ def wilson_interval(share: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.nd
     return np.minimum(centre - half, share), np.maximum(centre + half, share)
 
 
+def plain_text(name: str) -> str:
+    """A name as matplotlib shows it unchanged: no formula between dollar signs, and not left out of legends for its first underscore."""
+    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
+
+
 def _grid(panels: int) -> tuple[int, int]:
     """Rows and columns for a number of panels."""
     columns = 2 if panels == 4 else min(panels, MOST_PANELS_IN_A_ROW)
     return -(-panels // columns), columns
 
 
-def _line(index: int) -> dict[str, Any]:
+def line_style(index: int) -> dict[str, Any]:
     """Colour and line of the curve with this number."""
     return {"color": COLOURS[index % len(COLOURS)], "linestyle": LINES[index // len(COLOURS) % len(LINES)], "linewidth": 1.6}
 
@@ -195,7 +223,7 @@ def _unit_square(axis: Axes, x_label: str, y_label: str) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _figure(size: tuple[float, float]) -> Figure:
+def new_figure(size: tuple[float, float]) -> Figure:
     """A figure (inches) with a canvas of its own, so that no window system and no global state is involved."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -61,7 +61,7 @@ def evaluate_classification(
         raise ValueError(f"{dataset_json_file} declares no classes. Expected a `classification` entry with the tasks of the tables.")
     rows = read_classification_rows(prediction_file, tasks)
     case_labels = CaseLabels.read_csv(reference_file, tasks)
-    groups = _groups(groups_file, Path(reference_file), dataset_json)
+    groups = find_groups(groups_file, Path(reference_file), dataset_json)
     table = {identifier: row for identifier, row in rows.items() if not isinstance(row, str)}
     cases = {
         "scored": sorted(set(table) & set(case_labels.rows)),
@@ -168,7 +168,7 @@ def _task_lines(name: str, report: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _groups(groups_file: str | Path | None, reference_file: Path, dataset_json: Mapping[str, Any]) -> dict[str, str] | None:
+def find_groups(groups_file: str | Path | None, reference_file: Path, dataset_json: Mapping[str, Any]) -> dict[str, str] | None:
     """Group of every case from the file that is given, from the dataset or from beside the reference; None without any."""
     if groups_file is not None:
         return read_groups_csv(groups_file)

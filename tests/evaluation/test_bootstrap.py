@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from nnunetv2.evaluation.bootstrap import bootstrap_intervals, resampling_weights
+from nnunetv2.evaluation.bootstrap import bootstrap_intervals, mean_interval, resampling_weights
 from nnunetv2.utilities.label_handling.classification_labels import ClassificationTask
 
 TASK = ClassificationTask(name="t", classes=("a", "b"))
@@ -57,3 +57,26 @@ def test_draws_without_a_score_are_left_out_and_counted() -> None:
 def test_one_patient_says_nothing_about_others() -> None:
     interval = bootstrap_intervals(TASK, *table(10), groups=["p"] * 10)["scores"]["accuracy"]
     assert interval["draws"] == 0 and math.isnan(interval["low"]) and math.isnan(interval["high"])
+
+
+def test_the_interval_of_a_mean_is_that_of_the_accuracy_where_values_are_right_or_wrong() -> None:
+    targets, probabilities = table(40)
+    right = [float(p.argmax() == t) for t, p in zip(targets, probabilities, strict=True)]
+    groups = [str(i // 2) for i in range(40)]
+    expected = bootstrap_intervals(TASK, targets, probabilities, groups)["scores"]["accuracy"]
+    assert mean_interval(np.array(right), groups) == pytest.approx(expected)
+
+
+def test_values_that_are_no_numbers_do_not_count_in_the_interval_of_a_mean() -> None:
+    values = np.array([0.2, 0.4, np.nan, 0.9])
+    assert mean_interval(values, list("abcd")) == mean_interval(values[[0, 1, 3]], list("abd"))
+    nothing = mean_interval(np.array([0.2, np.nan]), ["a", "b"])
+    assert nothing["draws"] == 0 and math.isnan(nothing["low"])
+
+
+def test_the_mean_over_structures_weighs_each_alike_however_many_cases_have_it() -> None:
+    table_of_two = np.array([[0.0, 1.0], [0.0, np.nan], [0.0, np.nan], [0.0, 1.0]])
+    interval = mean_interval(table_of_two, list("abcd"))
+    # half, except for draws without any case that has the second structure
+    assert (interval["high"], interval["draws"]) == (0.5, 2000)
+    assert mean_interval(np.array([[0.3, 0.5]] * 3), list("abc")) == pytest.approx({"low": 0.4, "high": 0.4, "draws": 2000})

@@ -25,6 +25,7 @@ from tiny_datasets import (
 
 from nnunetv2.cli.plan_and_preprocess import plan_and_preprocess_entry
 from nnunetv2.cli.predict import predict_entry
+from nnunetv2.cli.report import main as report
 from nnunetv2.cli.train import main as train
 
 DATASET = "Dataset001_Tiny"
@@ -78,6 +79,13 @@ def test_commands_take_raw_files_to_segmentations_and_classes(name: str, nnunet_
         assert segmentation.shape == tiny_case(index)[0].shape
         assert set(np.unique(segmentation)) <= {0, 1, 2}
     assert (output / "classification.csv").exists() == bool(tasks)
+
+    for folder in (fold.parent, output):
+        report([str(folder), "--worst", "1"])
+        page = (folder / "report.html").read_text(encoding="utf-8")
+        assert all(f">Class: {name}</h2>" in page for name in tasks) and ("Classes</h2>" in page) == (not tasks)
+        assert ("Box plot of the Dice" in page) == (folder != output)  # the new cases have no reference
+        assert page.count("data:image/png") == (1 + len(tasks) if folder != output else len(tasks))
     if tasks:
         check_class_table(output / "classification.csv", ["new_100", "new_101"], tasks)
 

@@ -62,6 +62,7 @@ from nnunetv2.utilities.helpers import empty_cache
 from nnunetv2.utilities.label_handling.classification_labels import CaseLabels, ClassificationTask, load_case_groups
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from nnunetv2.utilities.versions import package_version
 
 GRADIENT_NORM = 12
 LATEST_CHECKPOINT_SECONDS = 10 * 60  # what a run may lose at most when the machine disconnects
@@ -1087,6 +1088,7 @@ class nnUNetTrainer:
         values["lr_scheduler"] = str(self.lr_scheduler)
         values["hostname"] = socket.gethostname()
         values["torch_version"] = torch.__version__
+        values["nnunetv2_version"] = package_version()
         values["device"] = str(self.device)
         if self.device.type == "cuda":
             values["gpu_name"] = torch.cuda.get_device_name(self.device)
