@@ -70,7 +70,7 @@ class nnUNetTrainerMultitask(nnUNetTrainer):
     head_refit: str = "cases"  # or "patches", "none"
     refit_pooling: str = "mean_max"
     refit_stages: tuple[int, ...] | None = None  # None: a middle encoder stage and the bottleneck
-    refit_augmented_copies: int = 1  # on cases: views of every case with other intensities
+    refit_augmented_copies: int = 0  # on cases: further views of every case with other intensities; each costs as much as the first
     refit_penalty: float = 0.1  # on cases: of the squared weights
     refit_morphometry: bool = True  # on cases: sizes and shapes of the predicted structures beside the features
     refit_trees: int = 200  # on cases: decision trees on the sizes and shapes

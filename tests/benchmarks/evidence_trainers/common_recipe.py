@@ -38,7 +38,9 @@ class nnUNetTrainerCommonRecipe(nnUNetTrainerMultitask):
     classification_warmup_share = 0.0
     head_refit = "none"
 
-    def __init__(self, plans: dict, configuration: str, fold: int | str, dataset_json: dict, device: torch.device = torch.device("cuda")) -> None:
+    def __init__(
+        self, plans: dict, configuration: str, fold: int | str, dataset_json: dict, device: torch.device = torch.device("cuda")
+    ) -> None:
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.classification_tasks = {name: replace(task, evidence=(), context=()) for name, task in self.classification_tasks.items()}
 
