@@ -32,7 +32,8 @@ from nnunetv2.utilities.label_handling.classification_table import read_classifi
 
 Table = dict[str, dict[str, np.ndarray]]  # case -> task -> probabilities (K,)
 METRICS = ("macro_f1", "balanced_accuracy", "auroc", "log_loss")
-PAIRS = (("ours", "common"), ("ours", "joint"), ("ours", "forest"), ("ours", "logistic"), ("joint", "common"))
+BASELINES = ("random_forest", "extra_trees", "logistic")
+PAIRS = (("ours", "common"), ("ours", "joint"), *(("ours", baseline) for baseline in BASELINES), ("joint", "common"))
 
 
 @dataclass(frozen=True)
@@ -179,17 +180,21 @@ def _answers(
 
 
 def baseline(cases: Cases, data: Path, work: Path, folds: Sequence[int]) -> None:
-    """Masks of nnUNetTrainer, each case predicted by the fold that did not see it, to sizes, shapes and intensities, to two classifiers."""
-    from sklearn.ensemble import RandomForestClassifier
+    """Masks of nnUNetTrainer, each case predicted by the fold that did not see it, to sizes, shapes and intensities, to three classifiers."""
+    from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
     from sklearn.impute import SimpleImputer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     measures = dict(_measures_of_masks(cases, data, work, folds))
+    balanced = {"class_weight": "balanced", "random_state": SEED}
     models = {
-        "forest": lambda: make_pipeline(SimpleImputer(), RandomForestClassifier(500, class_weight="balanced", random_state=SEED)),
-        "logistic": lambda: make_pipeline(SimpleImputer(), StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=5000)),
+        "random_forest": lambda: make_pipeline(SimpleImputer(), RandomForestClassifier(500, **balanced)),
+        "extra_trees": lambda: make_pipeline(
+            SimpleImputer(), ExtraTreesClassifier(500, min_samples_leaf=2, max_features=None, **balanced)
+        ),
+        "logistic": lambda: make_pipeline(SimpleImputer(), StandardScaler(), LogisticRegression(max_iter=5000, **balanced)),
     }
     for name, model in models.items():
         table: Table = {}
@@ -255,7 +260,7 @@ def summary(cases: Cases) -> None:
     tables = read_tables(cases)
     for task in cases.tasks.values():
         print(f"\n### {cases.key}, {task.name}\n\n| method | cases | " + " | ".join(METRICS) + " |\n|" + " --- |" * (2 + len(METRICS)))
-        for name in sorted(tables, key=lambda name: (name not in ("common", "joint", "ours", "forest", "logistic"), name)):
+        for name in sorted(tables, key=lambda name: (name not in ("common", "joint", "ours", *BASELINES), name)):
             print(f"| {name} | {_scores(cases, task, tables[name])} |")
         for first, second in PAIRS:
             if first in tables and second in tables:

@@ -15,8 +15,10 @@ from tiny_trainings import CPU, make_trainer, same, weights
 
 from nnunetv2.inference.predict_from_raw_data import ClassificationOptions, nnUNetPredictor
 from nnunetv2.network_architecture.classification_heads import CaseHead, HeadDescription, class_probabilities, class_shares
+from nnunetv2.network_architecture.joint_network import JointNetwork
 from nnunetv2.run.run_training import run_training
-from nnunetv2.training.head_refit import fit_case_head, foreground_structures, grow_trees
+from nnunetv2.training.head_refit import case_vectors, fit_case_head, foreground_structures, grow_trees
+from nnunetv2.training.nnUNetTrainer.case_validation import predictor_of
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainerMultitask import nnUNetTrainerMultitask
 from nnunetv2.utilities.checkpoint_io import load_checkpoint_file
@@ -48,7 +50,9 @@ def test_a_linear_head_is_scikit_learns_logistic_regression() -> None:
     penalty = 0.03
     fit_case_head(head, vectors, list(targets), sample_weights, penalty)
     inputs = head.standardize(torch.from_numpy(vectors).float()).numpy()
-    model = LogisticRegression(C=1 / (penalty * 60), tol=1e-10, max_iter=10000, solver="newton-cg").fit(inputs, targets, sample_weight=sample_weights)
+    model = LogisticRegression(C=1 / (penalty * 60), tol=1e-10, max_iter=10000, solver="newton-cg").fit(
+        inputs, targets, sample_weight=sample_weights
+    )
     found = class_probabilities(head.description.task, head.classify_case(torch.from_numpy(vectors).float())).numpy()
     assert found == pytest.approx(model.predict_proba(inputs), abs=1e-4)
 
@@ -94,7 +98,9 @@ def predicted_rows(trainer: nnUNetTrainerMultitask, heads: str | None, **options
     for identifier in dataset.identifiers:
         data, _, _, properties = dataset.load_case(identifier)
         image = torch.from_numpy(np.asarray(data[:]))
-        _, rows[identifier] = predictor.predict_logits_and_classes_from_preprocessed_data(image, ClassificationOptions(**options), properties)
+        _, rows[identifier] = predictor.predict_logits_and_classes_from_preprocessed_data(
+            image, ClassificationOptions(**options), properties
+        )
     return rows
 
 
@@ -116,6 +122,7 @@ def refitted(request: pytest.FixtureRequest, tiny_preprocessed: Path, tmp_path_f
         environment.setenv("nnUNet_def_n_proc", "1")
         trainer = make_trainer(nnUNetTrainerMultitask, tiny_preprocessed)
         trainer.head_refit = request.param
+        trainer.refit_augmented_copies = 1
         before = None
 
         def remember_and_refit(refit: Any = trainer.refit_heads) -> None:
@@ -149,6 +156,23 @@ def test_both_sets_of_heads_are_scored_and_predict_what_the_validation_wrote(ref
     assert_same_rows(predicted_rows(refitted, None), tables["refit"])
     first = next(iter(tables["refit"]))
     assert any(not np.allclose(tables["refit"][first][task], tables["joint"][first][task]) for task in refitted.classification_tasks)
+
+
+def test_augmented_copies_are_further_views_with_other_intensities(
+    refitted: nnUNetTrainerMultitask,
+) -> None:
+    if refitted.head_refit != "cases":
+        return
+    predictor = predictor_of(refitted, JointNetwork(refitted.segmentation_network(), refitted.refitted_heads))
+    predictor.classification_tasks = dict(refitted.classification_tasks)
+    once, vectors = case_vectors(refitted, predictor, 0)
+    twice, more = case_vectors(refitted, predictor, 1)
+    assert twice == [name for name in once for _ in range(2)]
+    for task, rows in vectors.items():
+        np.testing.assert_array_equal(more[task][::2], rows)
+        assert all(not np.allclose(a, b, equal_nan=True) for a, b in zip(more[task][::2], more[task][1::2]))
+    again = case_vectors(refitted, predictor, 1)[1]
+    assert all(np.array_equal(again[task], more[task], equal_nan=True) for task in more)
 
 
 def test_a_continued_training_has_the_same_refitted_heads(refitted: nnUNetTrainerMultitask, monkeypatch: pytest.MonkeyPatch) -> None:
