@@ -140,17 +140,20 @@ def head_saliency(
         logit: Which of the head's logits.
         tile_size: Voxels per axis of the map.
     """
-    with torch.enable_grad():
-        watched = {stage: features[stage].detach().float().requires_grad_() for stage in head.description.stages}
-        seen = [watched.get(stage, feature) for stage, feature in enumerate(features)]
-        value = _logits_of_tile(head, seen, segmentation_logits)[0, logit]
-        gradients = torch.autograd.grad(value, list(watched.values()))
-    total = torch.zeros(tuple(tile_size), device=features[0].device)
-    for feature, gradient in zip(watched.values(), gradients, strict=True):
-        channel_weights = gradient[0].flatten(1).sum(dim=1)
-        stage_map = torch.tensordot(channel_weights, feature.detach()[0], dims=1).relu()
-        mode = INTERPOLATION[len(tile_size)]
-        total += F.interpolate(stage_map[None, None], size=tuple(tile_size), mode=mode, align_corners=False)[0, 0]
+    device = features[0].device
+    total = torch.zeros(tuple(tile_size), device=device)
+    # In float32, also where the encoder runs in half precision: gradients by voxel are too small for it.
+    with torch.autocast(device_type=device.type, enabled=False):
+        with torch.enable_grad():
+            watched = {stage: features[stage].detach().float().requires_grad_() for stage in head.description.stages}
+            seen = [watched.get(stage, feature) for stage, feature in enumerate(features)]
+            value = _logits_of_tile(head, seen, segmentation_logits)[0, logit]
+            gradients = torch.autograd.grad(value, list(watched.values()))
+        for feature, gradient in zip(watched.values(), gradients, strict=True):
+            channel_weights = gradient[0].flatten(1).sum(dim=1)
+            stage_map = torch.tensordot(channel_weights, feature.detach()[0], dims=1).relu()
+            mode = INTERPOLATION[len(tile_size)]
+            total += F.interpolate(stage_map[None, None], size=tuple(tile_size), mode=mode, align_corners=False)[0, 0]
     return total
 
 

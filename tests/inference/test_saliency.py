@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nnunetv2.inference import predict_from_raw_data
+from nnunetv2.inference.morphometry import morphometry_names
 from nnunetv2.inference.predict_from_raw_data import ClassificationOptions, nnUNetPredictor
-from nnunetv2.inference.saliency import check_saliency_files, explained_logit, saliency_file, tile_saliency
+from nnunetv2.inference.saliency import check_saliency_files, explained_logit, head_saliency, saliency_file, tile_saliency
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from nnunetv2.network_architecture.classification_heads import CaseHead, HeadDescription, build_heads
 from nnunetv2.network_architecture.joint_network import JointNetwork
@@ -25,7 +26,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 CPU = torch.device("cpu")
 MAPS = ClassificationOptions(saliency=True)
-POOLINGS, LEVELS, TYPES = ("mean_max", "attention", "evidence"), ("patch", "case"), ("multiclass", "multilabel", "ordinal")
+POOLINGS, TYPES = ("mean_max", "attention", "evidence"), ("multiclass", "multilabel", "ordinal")
+LEVELS = ("patch", "case", "case with measures")
 
 
 # --- a network whose weights are known: one channel for bright voxels, one for dark ones
@@ -59,8 +61,12 @@ def hand_set_head(name: str, kind: str, pooling: str, level: str) -> nn.Module:
     classes = ("none", "some", "bright") if kind == "ordinal" else ("bright", "dark")
     task = ClassificationTask(name=name, classes=classes, type=kind, evidence=("lesion",))
     evidence = PredictedEvidence(channels=(2,))
-    if level == "case":
-        description = HeadDescription(task=task, pooling=pooling, stages=(0, 1), level="case", evidence=evidence)
+    if level != "patch":
+        structures = {"lesion": (2,)} if level == "case with measures" else {}
+        description = HeadDescription(
+            task=task, pooling=pooling, stages=(0, 1), level="case", evidence=evidence,
+            structures=structures, measures=tuple(morphometry_names(list(structures), 1)),
+        )  # fmt: skip
         head: Any = CaseHead(description, (2, 2))
     else:
         head = build_heads({name: task}, (2, 2), pooling=pooling, stages=(0, 1), labels=dataset_json()["labels"])[name]
@@ -187,6 +193,19 @@ def test_channel_weights_are_how_much_the_logit_grows_with_a_channel(pooling) ->
         assert expected.max() > 0
         torch.testing.assert_close(found, expected, rtol=0.02, atol=0.01 * float(expected.max()))
     assert all(parameter.grad is None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_half_precision_of_the_encoder_stops_at_the_head(pooling) -> None:
+    network = random_network(plans(), dataset_json(), seed=1, classification=True, pooling=pooling).eval()
+    with torch.no_grad():
+        features = network.encoder(torch.randn(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0)))
+        segmentation = network.decoder(features)
+    expected = head_saliency(network.heads["subtype"], features, segmentation, 0, (16, 16, 16))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = head_saliency(network.heads["subtype"], features, segmentation, 0, (16, 16, 16))
+    assert expected.max() > 0
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("aggregation", ["evidence", "mean", "max", "top3"])
