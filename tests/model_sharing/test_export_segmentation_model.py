@@ -191,12 +191,32 @@ import json, sys, torch
 from os.path import join
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 folder, plans = sys.argv[1:]
-trainer = nnUNetTrainer(json.load(open(join(folder, plans + '.json'))), '3d_fullres', 0, json.load(open(join(folder, 'dataset.json'))), torch.device('cpu'))
+plans, dataset_json = (json.load(open(join(folder, name + '.json'))) for name in (plans, 'dataset'))
+trainer = nnUNetTrainer(plans, '3d_fullres', 0, dataset_json, torch.device('cpu'))
 torch.manual_seed(5)
 trainer.initialize()
 trainer.inference_allowed_mirroring_axes = (0, 1, 2)
 trainer.save_checkpoint(join(trainer.output_folder, 'checkpoint_final.pth'))
 print('CHECKPOINT', join(trainer.output_folder, 'checkpoint_final.pth'))
+"""
+
+
+GO_ON = r"""
+import json, sys, torch
+from os.path import join
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+folder, plans, checkpoint = sys.argv[1:]
+plans, dataset_json = (json.load(open(join(folder, name + '.json'))) for name in (plans, 'dataset'))
+trainer = nnUNetTrainer(plans, '3d_fullres', 0, dataset_json, torch.device('cpu'))
+trainer.initialize()
+load_pretrained_weights(trainer.network, checkpoint)
+trainer.load_checkpoint(checkpoint)
+trainer.set_deep_supervision_enabled(True)
+size = trainer.configuration_manager.patch_size
+sum(output.sum() for output in trainer.network(torch.zeros(1, 1, *size))).backward()
+trainer.optimizer.step()  # its momenta have to fit the weights
+print('EPOCH', trainer.current_epoch)
 """
 
 
@@ -223,6 +243,12 @@ def test_stock_nnunet_predicts_the_same_with_an_exported_training(reference, tin
         probabilities = [np.load(tmp_path / side / f"new_{index}.npz")["probabilities"] for side in ("ours", "stock")]
         np.testing.assert_allclose(*probabilities, atol=1e-3)
         assert np.ptp(probabilities[0][1]) > 0.01  # not everywhere the same
+    folders["nnUNet_results"] = tmp_path / "stock_results"
+    checkpoint = tmp_path / "export" / "fold_0" / "checkpoint_final.pth"
+    printed = run_reference(
+        reference / "python", "-c", GO_ON, tiny_training["preprocessed"] / "Dataset001_Classes", PLANS, checkpoint, **folders
+    )
+    assert printed.splitlines()[-1] == "EPOCH 1"
 
 
 @pytest.mark.slow
