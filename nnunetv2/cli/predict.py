@@ -104,6 +104,11 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cls_only", action="store_true", help="classes alone, without segmentations; needs --save_cls")
     parser.add_argument("--cls_heads", choices=HEAD_SETS, default=None, help="heads trained after the segmentation, or together with it (default: refit, where there are any)")
     parser.add_argument("--cls_aggregation", choices=AGGREGATIONS, default=None, help="how tiles vote (default: evidence)")
+    parser.add_argument(
+        "--save_saliency",
+        action="store_true",
+        help="write a map of where each class was seen, a NIfTI file per case and task in the subfolder saliency; implies --save_cls",
+    )
     parser.add_argument("--cls_no_calibration", action="store_true", help="raw class probabilities, though the model has a calibration")
     add_verbose(parser)
 
@@ -114,6 +119,8 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
         parser.error(f"-part_id is {args.part_id} and -num_parts {args.num_parts}; parts are counted from 0 to num_parts - 1")
     if args.prev_stage_predictions is not None:
         parser.error("-prev_stage_predictions: cascades come with a later release. Predict with a configuration without a previous stage")
+    if args.save_saliency and args.save_cls is None:
+        args.save_cls = True  # a map explains a class, which stands in the table
     if args.save_cls is None:
         given = [f"--{name}" for name in ("cls_only", "cls_heads", "cls_aggregation", "cls_no_calibration") if getattr(args, name)]
         if given:
@@ -150,7 +157,10 @@ def _predict(model_folder: str, args: argparse.Namespace) -> None:
     options = None
     if args.save_cls is not None:
         options = ClassificationOptions(
-            aggregation=args.cls_aggregation or "evidence", only=args.cls_only, calibrated=not args.cls_no_calibration
+            aggregation=args.cls_aggregation or "evidence",
+            only=args.cls_only,
+            calibrated=not args.cls_no_calibration,
+            saliency=args.save_saliency,
         )
         predictor.check_classification_possible(options)
     predictor.predict_from_files(

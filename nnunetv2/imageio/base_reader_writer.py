@@ -66,6 +66,22 @@ class BaseReaderWriter(ABC):
     def write_seg(self, seg: np.ndarray, output_fname: str, properties: dict) -> None:
         """Write a segmentation ``(Z, Y, X)``; ``properties`` come from reading the image that it belongs to."""
 
+    def write_map(self, values: np.ndarray, output_fname: str, properties: dict) -> None:
+        """Write one number per voxel, such as a saliency, as a float32 NIfTI file on the grid of the image.
+
+        Readers whose files have a position or a direction override this; here the origin is 0 and the axes are those of the array.
+
+        Args:
+            values: ``(Z, Y, X)``.
+            output_fname: Ends with ``.nii`` or ``.nii.gz``, whatever the format of the images.
+            properties: From reading the image.
+        """
+        from nnunetv2.imageio.simpleitk_reader_writer import write_image_with_geometry
+
+        spacing = [float(size) for size in properties["spacing"]][::-1]
+        geometry = {"spacing": spacing, "origin": (0.0, 0.0, 0.0), "direction": np.eye(3).ravel().tolist()}
+        write_image_with_geometry(values.astype(np.float32, copy=False), output_fname, geometry)
+
 
 def check_values(reader: BaseReaderWriter, image: np.ndarray, image_fnames: Sequence[str], what: str = "image") -> None:
     """Raise ValueError if an image or segmentation has NaN or infinite voxels, whether they are seen in what was read or not.

@@ -19,6 +19,7 @@ from nnunetv2.imageio.base_reader_writer import (
 from nnunetv2.utilities.file_io import atomic_path
 
 SPACING = (999, 1, 1)  # pixels; the first axis does not exist
+GEOMETRY_2D = {"spacing": (1.0, 1.0), "origin": (0.0, 0.0), "direction": (1.0, 0.0, 0.0, 1.0)}
 
 
 class NaturalImage2DIO(BaseReaderWriter):
@@ -65,6 +66,11 @@ def _holds(file: Path, pixels: np.ndarray) -> bool:
         return np.array_equal(np.squeeze(io.imread(str(file))), np.squeeze(pixels))
     except Exception:  # decoders raise anything for a broken file
         return False
+
+    def write_map(self, values: np.ndarray, output_fname: str, properties: dict) -> None:
+        from nnunetv2.imageio.simpleitk_reader_writer import write_image_with_geometry
+
+        write_image_with_geometry(values.astype(np.float32, copy=False), output_fname, GEOMETRY_2D)
 
 
 def _read_channels(fname: str) -> np.ndarray:

@@ -39,6 +39,9 @@ class NibabelIO(BaseReaderWriter):
     def write_seg(self, seg: np.ndarray, output_fname: str, properties: dict) -> None:
         _write(_to_nibabel(seg, output_fname, properties["nibabel_stuff"]["original_affine"]), output_fname)
 
+    def write_map(self, values: np.ndarray, output_fname: str, properties: dict) -> None:
+        _write(_with_affine(values.astype(np.float32, copy=False), properties["nibabel_stuff"]["original_affine"]), output_fname)
+
 
 class NibabelIOWithReorient(BaseReaderWriter):
     """Reorients images to RAS on reading and segmentations back on writing.
@@ -62,15 +65,18 @@ class NibabelIOWithReorient(BaseReaderWriter):
 
     def write_seg(self, seg: np.ndarray, output_fname: str, properties: dict) -> None:
         affines = properties["nibabel_stuff"]
-        reoriented = _to_nibabel(seg, output_fname, affines["reoriented_affine"])
-        back = ornt_transform(axcodes2ornt("RAS"), io_orientation(affines["original_affine"]))
-        original = reoriented.as_reoriented(back)
+        original = _reoriented_back(_to_nibabel(seg, output_fname, affines["reoriented_affine"]), affines["original_affine"])
         if not np.allclose(affines["original_affine"], original.affine):
             print(
                 f"WARNING: the affine of the image was not restored for {os.fspath(output_fname)}:\n"
                 f"  image: {np.asarray(affines['original_affine']).tolist()}\n  segmentation: {original.affine.tolist()}"
             )
         _write(original, output_fname)
+
+    def write_map(self, values: np.ndarray, output_fname: str, properties: dict) -> None:
+        affines = properties["nibabel_stuff"]
+        reoriented = _with_affine(values.astype(np.float32, copy=False), affines["reoriented_affine"])
+        _write(_reoriented_back(reoriented, affines["original_affine"]), output_fname)
 
 
 def _load(fname: str) -> nibabel.spatialimages.SpatialImage:
@@ -106,7 +112,17 @@ def _voxels(image: nibabel.spatialimages.SpatialImage) -> np.ndarray:
 
 def _to_nibabel(seg: np.ndarray, output_fname: str, affine: np.ndarray) -> nibabel.Nifti1Image:
     check_is_volume(seg, output_fname)
-    return nibabel.Nifti1Image(seg.transpose(2, 1, 0).astype(label_dtype(seg, output_fname), copy=False), affine=affine)
+    return _with_affine(seg.astype(label_dtype(seg, output_fname), copy=False), affine)
+
+
+def _with_affine(values: np.ndarray, affine: np.ndarray) -> nibabel.Nifti1Image:
+    """``(Z, Y, X)`` as an image."""
+    return nibabel.Nifti1Image(values.transpose(2, 1, 0), affine=affine)
+
+
+def _reoriented_back(reoriented: nibabel.Nifti1Image, original_affine: np.ndarray) -> nibabel.Nifti1Image:
+    """An image in RAS order in the orientation that its file had."""
+    return reoriented.as_reoriented(ornt_transform(axcodes2ornt("RAS"), io_orientation(original_affine)))
 
 
 def _write(image: nibabel.Nifti1Image, output_fname: str) -> None:

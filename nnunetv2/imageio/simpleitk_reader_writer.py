@@ -45,6 +45,9 @@ class SimpleITKIO(BaseReaderWriter):
     def write_seg(self, seg: np.ndarray, output_fname: str, properties: dict) -> None:
         write_image(_to_sitk(seg, output_fname, properties["sitk_stuff"]), output_fname)
 
+    def write_map(self, values: np.ndarray, output_fname: str, properties: dict) -> None:
+        write_image_with_geometry(values.astype(np.float32, copy=False), output_fname, properties["sitk_stuff"])
+
 
 class SimpleITKIOWithReorient(SimpleITKIO):
     """Reorients images to a common orientation on reading and segmentations back on writing. 3D only.
@@ -68,6 +71,11 @@ class SimpleITKIOWithReorient(SimpleITKIO):
     def write_seg(self, seg: np.ndarray, output_fname: str, properties: dict) -> None:
         geometry = properties["sitk_stuff"]
         reoriented = _to_sitk(seg, output_fname, geometry)
+        write_image(sitk.DICOMOrient(reoriented, geometry["original_orientation"]), output_fname)
+
+    def write_map(self, values: np.ndarray, output_fname: str, properties: dict) -> None:
+        geometry = properties["sitk_stuff"]
+        reoriented = _with_geometry(values.astype(np.float32, copy=False), geometry)
         write_image(sitk.DICOMOrient(reoriented, geometry["original_orientation"]), output_fname)
 
 
@@ -123,10 +131,19 @@ def _array_spacing(image: sitk.Image) -> list[float]:
 def _to_sitk(seg: np.ndarray, output_fname: str, geometry: dict) -> sitk.Image:
     """A segmentation ``(Z, Y, X)`` as an image with the given geometry, which may be that of a 2D or 4D file."""
     check_is_volume(seg, output_fname)
+    return _with_geometry(seg.astype(label_dtype(seg, output_fname), copy=False), geometry)
+
+
+def write_image_with_geometry(values: np.ndarray, output_fname: str | os.PathLike[str], geometry: dict) -> None:
+    """Write ``(Z, Y, X)`` with ``spacing``, ``origin`` and ``direction`` in ITK's axis order, which may be those of a 2D or 4D file."""
+    write_image(_with_geometry(values, geometry), output_fname)
+
+
+def _with_geometry(values: np.ndarray, geometry: dict) -> sitk.Image:
+    """``(Z, Y, X)`` as an image with the given geometry."""
     spacing, origin, direction = geometry["spacing"], geometry["origin"], geometry["direction"]
     dimensions = len(spacing)
-    voxels = seg[0] if dimensions == 2 else seg
-    image = sitk.GetImageFromArray(voxels.astype(label_dtype(seg, output_fname), copy=False))
+    image = sitk.GetImageFromArray(values[0] if dimensions == 2 else values)
     if dimensions == 4:  # the last axis were the channels
         spacing, origin = spacing[:3], origin[:3]
         direction = tuple(np.reshape(direction, (4, 4))[:3, :3].ravel().tolist())

@@ -138,6 +138,22 @@ class CaseClassification:
         features = self._aggregated(name, exclusive=False)
         return features if measures is None else np.concatenate([features, measures])
 
+    def tile_shares(self, name: str, chosen: int) -> np.ndarray:
+        """How much each tile counts in the answer of a task, ``(tiles,)`` in the order in which they were added; adds up to 1.
+
+        Args:
+            name: The task.
+            chosen: Index of the class whose probability is asked about; of importance where every class takes its highest tiles.
+        """
+        votes = self._votes[name]
+        if self.aggregation in AGGREGATIONS_OF_FEATURES:
+            weights = mean_weights(np.asarray(votes.evidence), self.aggregation)
+        else:
+            weights = np.zeros(len(votes.values))
+            highest = np.argsort([-values[chosen] for values in votes.values], kind="stable")
+            weights[highest[: _tiles_that_count(self.aggregation)]] = 1
+        return weights / weights.sum()
+
     def _aggregated(self, name: str, *, exclusive: bool) -> np.ndarray:
         votes = self._votes[name]
         values = np.stack(votes.values) if votes.values else np.zeros((0, 0))
@@ -155,11 +171,21 @@ def aggregate_tiles(probabilities: np.ndarray, evidence: np.ndarray, *, aggregat
     """
     if len(probabilities) == 0:
         raise RuntimeError("No tile was predicted, so there is no class.")
-    if aggregation in ("evidence", "mean"):
-        weights = evidence if aggregation == "evidence" and evidence.max() > NO_EVIDENCE else np.ones(len(probabilities))
+    if aggregation in AGGREGATIONS_OF_FEATURES:
+        weights = mean_weights(evidence, aggregation)
         return (weights[:, None] * probabilities).sum(axis=0) / weights.sum()
-    highest = np.sort(probabilities, axis=0)[::-1][: 1 if aggregation == "max" else TOP_TILES].mean(axis=0)
+    highest = np.sort(probabilities, axis=0)[::-1][: _tiles_that_count(aggregation)].mean(axis=0)
     return highest / highest.sum() if exclusive else highest
+
+
+def mean_weights(evidence: np.ndarray, aggregation: str) -> np.ndarray:
+    """Weight of every tile ``(tiles,)`` in a mean over tiles: its evidence, or 1 where there is none or the plain mean is asked for."""
+    return evidence if aggregation == "evidence" and evidence.max() > NO_EVIDENCE else np.ones(len(evidence))
+
+
+def _tiles_that_count(aggregation: str) -> int:
+    """How many of the highest tiles make up the probability of a class."""
+    return 1 if aggregation == "max" else TOP_TILES
 
 
 def mean_of_folds(folds: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -73,6 +73,27 @@ def convert_predicted_logits_to_segmentation_with_correct_shape(
     return segmentation, probabilities.transpose([0, *(axis + 1 for axis in plans_manager.transpose_backward)])
 
 
+def values_on_original_grid(
+    values: torch.Tensor | np.ndarray, plans_manager: PlansManager, configuration_manager: ConfigurationManager, properties_dict: dict
+) -> np.ndarray:
+    """Any values by voxel, resampled like probabilities to the grid of the original image; 0 outside the crop.
+
+    Args:
+        values: ``(channels, X, Y, Z)`` on the network's grid.
+        plans_manager: Says how axes were permuted.
+        configuration_manager: Says how probabilities are resampled.
+        properties_dict: Made by the preprocessor.
+
+    Returns:
+        ``(channels, *original shape)`` in the axis order of the reader.
+    """
+    values = _as_array(values)
+    resampled = _resampler(values.shape[1:], plans_manager, configuration_manager, properties_dict)(values)
+    result = np.zeros((len(resampled), *properties_dict["shape_before_cropping"]), dtype=resampled.dtype)
+    result[(slice(None), *(slice(start, stop) for start, stop in properties_dict["bbox_used_for_cropping"]))] = resampled
+    return result.transpose([0, *(axis + 1 for axis in plans_manager.transpose_backward)])
+
+
 def export_prediction_from_logits(
     predicted_array_or_file: np.ndarray | torch.Tensor | str,
     properties_dict: dict,

@@ -51,7 +51,17 @@ from nnunetv2.inference.prediction_files import (
     check_part,
     find_input_cases,
     is_complete,
+    is_complete_nifti,
     output_files_for,
+)
+from nnunetv2.inference.saliency import (
+    ExplainedLogit,
+    case_saliency,
+    check_saliency_files,
+    explained_logit,
+    saliency_file,
+    saliency_on_original_grid,
+    write_saliency,
 )
 from nnunetv2.inference.sliding_window_prediction import (
     GAUSSIAN_PEAK,
@@ -98,6 +108,8 @@ class CasePrediction:
     segmentation: np.ndarray  # (X, Y, Z) in the axis order of the reader
     probabilities: np.ndarray | None  # (heads, X, Y, Z) float32; None if not asked for
     classification: dict[str, TaskPrediction]  # by task; empty for a model without heads
+    # By task (X, Y, Z) float32, 0 to 1, like the segmentation: where the class was seen. Empty if not asked for.
+    saliency: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +119,7 @@ class ClassificationOptions:
     aggregation: str = "evidence"  # how tiles vote: one of AGGREGATIONS
     only: bool = False  # no segmentations: the decoder is not run
     calibrated: bool = True  # apply the calibration of the model, if there is one
+    saliency: bool = False  # also a map of where the class of each task was seen, see nnunetv2.inference.saliency
 
     def __post_init__(self) -> None:
         if self.aggregation not in AGGREGATIONS:
@@ -409,7 +422,8 @@ class nnUNetPredictor:
             num_parts: Over how many processes or machines the cases are spread.
             part_id: Which of them this is, from 0.
             save_classification: Write ``classification.csv`` into the output folder, or into this file.
-            classification_options: How classes are predicted; needs ``save_classification``.
+            classification_options: How classes are predicted; needs ``save_classification``. With ``saliency`` maps are written into the
+                subfolder ``saliency`` beside the segmentations, which needs an output.
 
         Returns:
             Without an output, by case the segmentation, or a tuple with its probabilities; else a None for every case. Only None if
@@ -420,10 +434,15 @@ class nnUNetPredictor:
         """
         options = self._classification_options(save_classification, classification_options)
         output = output_folder_or_list_of_truncated_output_files
+        if options is not None and options.saliency and output is None:
+            raise ValueError("Saliency is written to files, but no output is given. Give an output folder, or use predict_case.")
         # Also the cases that are complete: the table has a row for each.
         list_of_lists, outputs, previous = self._manage_input_and_output_lists(
             list_of_lists_or_source_folder, output, folder_with_segs_from_prev_stage, True, part_id, num_parts, save_probabilities
         )
+        if options is not None and options.saliency:  # of all parts: they share the folder
+            _, of_all_parts, _ = self._manage_input_and_output_lists(list_of_lists_or_source_folder, output)
+            check_saliency_files(of_all_parts, list(self.classification_tasks))
         folder = self._prepare_output_folder(output)
         if folder is not None:
             arguments = {
@@ -484,8 +503,9 @@ class nnUNetPredictor:
     ) -> ClassificationOptions | None:
         """The options if classes are wanted; checked against the model."""
         if save_classification is False:
-            if options is not None and options.only:
-                raise ValueError("Classes alone are asked for, but nowhere to write them to: give save_classification too.")
+            if options is not None and (options.only or options.saliency):
+                wanted = "Classes alone are" if options.only else "Saliency is"
+                raise ValueError(f"{wanted} asked for, but nowhere to write the classes to: give save_classification too.")
             return None
         options = options or ClassificationOptions()
         self.check_classification_possible(options)
@@ -545,9 +565,11 @@ class nnUNetPredictor:
             # The table of all parts may be there already: only the rows of this part's cases go on.
             table.rows.update({name: rows[name] for name in identifiers if name in rows})
         only_classes = options is not None and options.only
+        maps = list(self.classification_tasks) if options is not None and options.saliency else []
         todo = []
         for index, identifier in enumerate(identifiers):
             files_complete = only_classes or (outputs is not None and self._is_complete(outputs[index], save_probabilities))
+            files_complete = files_complete and all(is_complete_nifti(saliency_file(outputs[index], task)) for task in maps)
             if not files_complete or (table is not None and identifier not in table.rows):
                 todo.append(index)
         print(f"{len(identifiers) - len(todo)} of {len(identifiers)} cases are complete already; {len(todo)} remain.")
@@ -712,22 +734,22 @@ class nnUNetPredictor:
                         if "failure" in item:
                             settle(index, item["failure"])
                             continue
-                        logits, classes = self._predict_item(item, options)
+                        logits, classes, maps = self._predict_item(item, options)
                         if table is not None:
                             table.add(identifier, classes)
-                        if logits is None:
+                        if logits is None and not maps:
                             continue
                         # A slot first: as many cases as there are threads may wait with their logits in memory, not more.
                         while len(pending) >= max(num_export, 1):
                             for future in wait(pending, return_when=FIRST_COMPLETED).done:
                                 settle(pending.pop(future), future.result())
                         classes = self._calibrated(classes, options)
-                        job = (logits, item["data_properties"], item["ofile"], save_probabilities, classes, identifier)
+                        job = (logits, item["data_properties"], item["ofile"], save_probabilities, classes, identifier, maps)
                         if num_export > 0:
                             pending[executor.submit(self._export_or_failure, *job)] = index
                         else:
                             settle(index, self._export_or_failure(*job))
-                        del logits, job
+                        del logits, maps, job
                     except Exception as error:
                         settle(index, CaseFailure(identifier, error, traceback.format_exc()))
                     del item
@@ -751,8 +773,8 @@ class nnUNetPredictor:
 
     def _predict_item(
         self, item: dict[str, Any], options: ClassificationOptions | None
-    ) -> tuple[torch.Tensor | None, dict[str, np.ndarray]]:
-        """Logits and class probabilities of one preprocessed case."""
+    ) -> tuple[torch.Tensor | None, dict[str, np.ndarray], dict[str, torch.Tensor]]:
+        """Logits, class probabilities and saliency of one preprocessed case."""
         data = item["data"]
         if isinstance(data, (str, os.PathLike)):
             file, data = data, torch.from_numpy(np.load(data, allow_pickle=False))
@@ -760,8 +782,8 @@ class nnUNetPredictor:
         if self.verbose:
             print(f"\nPredicting {_identifier_of(item, 0)}, shape {tuple(data.shape)}")
         if options is None:
-            return self.predict_logits_from_preprocessed_data(data).cpu(), {}
-        return self.predict_logits_and_classes_from_preprocessed_data(data, options, item["data_properties"])
+            return self.predict_logits_from_preprocessed_data(data).cpu(), {}, {}
+        return self._predict_logits_classes_and_saliency(data, options, item["data_properties"])
 
     def _calibrated(self, classes: dict[str, np.ndarray], options: ClassificationOptions | None) -> dict[str, np.ndarray]:
         """Class probabilities as the options want them."""
@@ -770,15 +792,20 @@ class nnUNetPredictor:
 
     def _export_or_failure(
         self,
-        logits: torch.Tensor,
+        logits: torch.Tensor | None,
         properties: dict,
         output_file: str | None,
         save_probabilities: bool,
         classes: Mapping[str, np.ndarray],
         identifier: str,
+        maps: Mapping[str, torch.Tensor],
     ) -> Any:
         """Write a case, or return its result; errors are returned as well."""
         try:
+            if maps:  # before the segmentation, which stands for a complete case
+                write_saliency(maps, output_file, self.plans_manager, self.configuration_manager, properties)
+            if logits is None:
+                return None
             if output_file is None:
                 return convert_predicted_logits_to_segmentation_with_correct_shape(
                     logits, self.plans_manager, self.configuration_manager, self.label_manager, properties, save_probabilities
@@ -847,12 +874,18 @@ class nnUNetPredictor:
             image: In the axis order of the model's reader, as its ``read_images`` returns it.
             properties: Of the image, at least ``spacing``.
             return_probabilities: Also return the probabilities of the segmentation; they take the most memory.
-            classification_options: How tiles vote; ``only`` has no effect here.
+            classification_options: How tiles vote, and whether saliency is wanted; ``only`` has no effect here.
+
+        Raises:
+            ValueError: If saliency is asked for and the model has no heads.
         """
+        options = replace(classification_options or ClassificationOptions(), only=False)
+        if options.saliency:
+            self.check_classification_possible(options)
         data, case_properties = self._preprocess_array(image, properties, None)
+        maps: dict[str, torch.Tensor] = {}
         if self.classification_tasks:
-            options = replace(classification_options or ClassificationOptions(), only=False)
-            logits, classes = self.predict_logits_and_classes_from_preprocessed_data(data, options, case_properties)
+            logits, classes, maps = self._predict_logits_classes_and_saliency(data, options, case_properties)
             classes = self._calibrated(classes, options)
         else:
             logits, classes = self.predict_logits_from_preprocessed_data(data).cpu(), {}
@@ -861,7 +894,9 @@ class nnUNetPredictor:
         )
         segmentation, probabilities = result if return_probabilities else (result, None)
         classification = {name: task_prediction(self.classification_tasks[name], values) for name, values in classes.items()}
-        return CasePrediction(segmentation=segmentation, probabilities=probabilities, classification=classification)
+        grid = (self.plans_manager, self.configuration_manager, case_properties)
+        saliency = {name: saliency_on_original_grid(values, *grid) for name, values in maps.items()}
+        return CasePrediction(segmentation=segmentation, probabilities=probabilities, classification=classification, saliency=saliency)
 
     def _preprocess_array(self, image: np.ndarray, properties: dict, previous: np.ndarray | None) -> tuple[torch.Tensor, dict]:
         case = InputCase(identifier="image", image=np.asarray(image), properties=properties, previous_segmentation=previous)
@@ -893,17 +928,63 @@ class nnUNetPredictor:
         Raises:
             ValueError: If the model has no heads, or they need the segmentation.
         """
-        options = options or ClassificationOptions()
+        logits, classes, _ = self._predict_logits_classes_and_votes(data, options or ClassificationOptions(), properties)
+        return logits, classes
+
+    @torch.inference_mode()
+    def _predict_logits_classes_and_votes(
+        self, data: torch.Tensor, options: ClassificationOptions, properties: Mapping[str, Any] | None
+    ) -> tuple[torch.Tensor | None, dict[str, np.ndarray], list[CaseClassification]]:
+        """Logits and class probabilities of a preprocessed case, and how its tiles voted in each fold."""
         self.check_classification_possible(options)
-        total, folds = None, []
+        total, folds, votes_of_folds = None, [], []
         for _ in self._each_fold():
             votes = self._new_votes(options.effective_aggregation)
             logits = self._predict_sliding_window(data, votes, with_segmentation=not options.only)
             folds.append(votes.probabilities(self._measures(logits, data, properties)))
+            votes_of_folds.append(votes)
             if logits is not None:
                 logits = logits.to("cpu")
                 total = logits if total is None else total.add_(logits)
-        return None if total is None else self._mean_over_folds(total), mean_of_folds(folds)
+        return None if total is None else self._mean_over_folds(total), mean_of_folds(folds), votes_of_folds
+
+    def _predict_logits_classes_and_saliency(
+        self, data: torch.Tensor, options: ClassificationOptions, properties: Mapping[str, Any] | None
+    ) -> tuple[torch.Tensor | None, dict[str, np.ndarray], dict[str, torch.Tensor]]:
+        """Logits and class probabilities of a preprocessed case, and a map ``(X, Y, Z)`` by task where saliency is asked for."""
+        logits, classes, votes_of_folds = self._predict_logits_classes_and_votes(data, options, properties)
+        if not options.saliency:
+            return logits, classes, {}
+        return logits, classes, self._predict_saliency(data, self._calibrated(classes, options), votes_of_folds)
+
+    def _predict_saliency(
+        self, data: torch.Tensor, classes: Mapping[str, np.ndarray], votes_of_folds: Sequence[CaseClassification]
+    ) -> dict[str, torch.Tensor]:
+        """Where the classes that were decided on were seen, averaged over the folds: ``(X, Y, Z)`` by task, on the CPU."""
+        joint = self._joint_network()
+        tasks = self.classification_tasks
+        padded, inside = pad_nd_image(data, self.configuration_manager.patch_size, "constant", {"value": 0}, True)
+        slicers = self._internal_get_sliding_window_slicers(tuple(padded.shape[1:]))
+        tile_weights = self._tile_weights(torch.float32, torch.device("cpu"))
+        chosen = {name: int(np.argmax(classes[name])) for name in tasks}
+        total = None
+        for _, votes in zip(self._each_fold(), votes_of_folds, strict=True):
+            explained = {
+                name: ExplainedLogit(index=explained_logit(task, classes[name]), tile_shares=votes.tile_shares(name, chosen[name]))
+                for name, task in tasks.items()
+            }
+            with torch.autocast("cuda") if self.device.type == "cuda" else nullcontext():
+                maps = case_saliency(
+                    joint,
+                    padded,
+                    slicers,
+                    explained,
+                    tile_weights=tile_weights,
+                    device=self.device,
+                    show_progress=self.allow_tqdm,
+                )
+            total = maps if total is None else total.add_(maps)
+        return dict(zip(tasks, self._mean_over_folds(total)[(slice(None), *inside[1:])], strict=True))
 
     @torch.inference_mode()
     def case_features_from_preprocessed_data(

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.imageio.nifti_file import check_nifti_is_complete
 from nnunetv2.inference.data_iterators import case_identifier
 from nnunetv2.utilities.file_io import load_properties
 from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
@@ -102,6 +103,18 @@ def is_complete(output_file_truncated: str, file_ending: str, reader_writer: Bas
         except Exception as error:  # decoders raise anything for a broken file
             print(f"{file} is there but cannot be read ({type(error).__name__}); its case is predicted again.")
             return False
+    return True
+
+
+def is_complete_nifti(file: str) -> bool:
+    """Whether a NIfTI file is there with all its voxels."""
+    if not os.path.isfile(file):
+        return False
+    try:
+        check_nifti_is_complete(file)
+    except Exception as error:  # a damaged file may raise anything from EOFError to zlib.error
+        print(f"{file} is there but cannot be read ({type(error).__name__}); its case is predicted again.")
+        return False
     return True
 
 

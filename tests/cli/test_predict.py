@@ -88,6 +88,15 @@ def test_save_cls_takes_a_file_and_cls_only_leaves_segmentations_out(models, fol
     assert not list((folders / "out").glob("*.nii.gz"))
 
 
+def test_save_saliency_writes_maps_and_the_table_of_the_classes_that_they_explain(models, folders) -> None:
+    options = [*common(folders), "--save_saliency", "--cls_aggregation", "mean", "-npp", "0", "-nps", "0"]
+    predict_modelfolder_entry(["-m", modelfolder(models, "nnUNetTrainerMultitask"), *options])
+    assert (folders / "out" / "classification.csv").is_file()
+    maps = [f"case_{index}_{task}.nii.gz" for index in range(2) for task in ("findings", "grade", "subtype")]
+    assert sorted(file.name for file in (folders / "out" / "saliency").iterdir()) == maps
+    assert sorted(file.name for file in (folders / "out").glob("*.nii.gz")) == ["case_0.nii.gz", "case_1.nii.gz"]
+
+
 def test_sequential_mode_honours_parts(models, folders) -> None:
     predict_modelfolder_entry(["-m", modelfolder(models), *common(folders), "-npp", "0", "-nps", "0", "-num_parts", "2", "-part_id", "1"])
     assert [file.name for file in (folders / "out").glob("*.nii.gz")] == ["case_1.nii.gz"]
@@ -102,9 +111,10 @@ def test_continuing_keeps_what_is_complete(models, folders, alias) -> None:
     assert (folders / "out" / "case_0.nii.gz").stat().st_mtime_ns == before
 
 
-def test_save_cls_on_a_model_without_heads_predicts_nothing(models, folders, capsys) -> None:
+@pytest.mark.parametrize("option", ["--save_cls", "--save_saliency"])
+def test_classes_of_a_model_without_heads_predict_nothing(models, folders, option, capsys) -> None:
     with pytest.raises(SystemExit) as caught:
-        predict_modelfolder_entry(["-m", modelfolder(models), *common(folders), "--save_cls"])
+        predict_modelfolder_entry(["-m", modelfolder(models), *common(folders), option])
     assert caught.value.code == 1
     assert "no classification heads" in capsys.readouterr().err
     assert not (folders / "out").exists()
@@ -217,6 +227,7 @@ def test_a_broken_case_is_reported_at_the_end(models, folders, capsys) -> None:
         (["-prev_stage_predictions", "somewhere"], "cascades come with a later release"),
         (["--cls_only"], "--save_cls only"),
         (["--cls_aggregation", "max"], "--save_cls only"),
+        (["--save_saliency", "--cls_only", "--save_probabilities"], "needs the segmentations"),
         (["--save_cls", "--cls_only", "--save_probabilities"], "needs the segmentations"),
         (["--save_cls", "--cls_only", "--cls_aggregation", "evidence"], "needs the segmentations"),
         (["-step_size", "0"], "larger than 0"),

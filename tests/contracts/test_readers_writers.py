@@ -117,6 +117,25 @@ def test_a_written_segmentation_comes_back_unchanged(reader, ending, write, larg
     assert not list(tmp_path.glob("*tmp*")), "temporary files must be gone"
 
 
+@every_format
+def test_a_map_is_a_nifti_file_on_the_grid_of_the_image(reader, ending, write, tmp_path: Path) -> None:
+    write(image_of(reader), tmp_path / f"case_0000{ending}")
+    image, properties = reader().read_images([str(tmp_path / f"case_0000{ending}")])
+    reader().write_map(image[0] / 7, str(tmp_path / "map.nii.gz"), properties)
+    found = sitk.ReadImage(str(tmp_path / "map.nii.gz"))
+    assert found.GetPixelID() == sitk.sitkFloat32
+    # the voxels of the file, not those that a reader turned round
+    expected = image_of(reader)[0] if reader is NaturalImage2DIO else image_of(reader)
+    np.testing.assert_allclose(sitk.GetArrayFromImage(found) * 7, expected, rtol=1e-6)
+    if write in (write_itk, write_nifti):
+        original = sitk.ReadImage(str(tmp_path / f"case_0000{ending}"))
+        for geometry in ("GetSpacing", "GetOrigin", "GetDirection"):
+            np.testing.assert_allclose(getattr(found, geometry)(), getattr(original, geometry)(), atol=1e-6)
+    else:
+        assert found.GetSpacing() == (SPACING[::-1] if reader is Tiff3DIO else (1, 1))
+    assert not list(tmp_path.glob("*tmp*")), "temporary files must be gone"
+
+
 def stored_dtype(file: Path) -> np.dtype:
     if file.name.endswith((".nii", ".nii.gz")):
         return nibabel.load(file).get_data_dtype()
