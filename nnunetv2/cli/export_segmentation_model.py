@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from nnunetv2.cli.arguments import add_verbose, dataset_id_or_name, fold, run_command
 
 
-@run_command
-def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of ``nnUNetv2_export_segmentation_model``."""
+def build_parser() -> argparse.ArgumentParser:
+    """Options of ``nnUNetv2_export_segmentation_model``."""
     parser = argparse.ArgumentParser(
         prog="nnUNetv2_export_segmentation_model",
         description="Write the segmentation part of a trained model as a folder that nnU-Net 2.8.1 opens and predicts with. The model is "
@@ -27,13 +26,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         "-chk", nargs="+", default=["checkpoint_final.pth"], metavar="NAME", help="checkpoints of each fold (default: checkpoint_final.pth)"
     )
     add_verbose(parser)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End with a message unless the model is named in exactly one way."""
     by_name = {"-d": args.d, "-c": args.c, "-tr": args.tr, "-p": args.p}
     given = [option for option, value in by_name.items() if value is not None]
     if args.m is not None and given:
         parser.error(f"-m names the model already; leave out {', '.join(given)}")
     if args.m is None and (args.d is None or args.c is None):
         parser.error("give the folder of the model (-m), or its dataset (-d) and configuration (-c)")
+
+
+@run_command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of ``nnUNetv2_export_segmentation_model``."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    check_options(parser, args)
 
     if args.m is None:
         from nnunetv2.utilities.file_path_utilities import get_output_folder

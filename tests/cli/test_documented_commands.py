@@ -18,8 +18,10 @@ from nnunetv2.cli import (
     demo,
     evaluate,
     evaluate_classification,
+    export_segmentation_model,
     plan_and_preprocess,
     predict,
+    report,
     train,
 )
 from nnunetv2.demo.walkthrough import DemoSettings, demo_commands
@@ -39,6 +41,8 @@ PARSERS: dict[str, tuple[Callable[[], argparse.ArgumentParser], Check | None]] =
     "nnUNetv2_evaluate_simple": (evaluate.build_evaluate_simple_parser, None),
     "nnUNetv2_evaluate_classification": (evaluate_classification.build_parser, None),
     "nnUNetv2_calibrate_classification": (calibrate_classification.build_parser, calibrate_classification.check_options),
+    "nnUNetv2_export_segmentation_model": (export_segmentation_model.build_parser, export_segmentation_model.check_options),
+    "nnUNetv2_report": (report.build_parser, None),
     "nnUNetv2_convert_class_folders": (convert_class_folders.build_parser, None),
     "nnUNetv2_demo": (demo.build_parser, None),
 }
