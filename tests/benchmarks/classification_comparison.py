@@ -231,7 +231,8 @@ def _measures_of_masks(cases: Cases, data: Path, work: Path, folds: Sequence[int
 def _keep(cases: Cases, name: str, table: Table) -> None:
     path = TABLES / cases.key / f"{name}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_classification_csv(path, cases.tasks, table)
+    rounded = {case: {task: np.round(probabilities, 6) for task, probabilities in row.items()} for case, row in table.items()}
+    write_classification_csv(path, cases.tasks, rounded)
     print(path)
 
 
