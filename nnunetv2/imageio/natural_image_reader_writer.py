@@ -57,6 +57,11 @@ class NaturalImage2DIO(BaseReaderWriter):
             if not _holds(temporary, pixels):
                 raise not_written_completely(temporary)
 
+    def write_map(self, values: np.ndarray, output_fname: str, properties: dict) -> None:
+        from nnunetv2.imageio.simpleitk_reader_writer import write_image_with_geometry
+
+        write_image_with_geometry(values.astype(np.float32, copy=False), output_fname, GEOMETRY_2D)
+
 
 def _holds(file: Path, pixels: np.ndarray) -> bool:
     """Whether a file holds these pixels; some encoders lose the error of a full disk."""
@@ -66,11 +71,6 @@ def _holds(file: Path, pixels: np.ndarray) -> bool:
         return np.array_equal(np.squeeze(io.imread(str(file))), np.squeeze(pixels))
     except Exception:  # decoders raise anything for a broken file
         return False
-
-    def write_map(self, values: np.ndarray, output_fname: str, properties: dict) -> None:
-        from nnunetv2.imageio.simpleitk_reader_writer import write_image_with_geometry
-
-        write_image_with_geometry(values.astype(np.float32, copy=False), output_fname, GEOMETRY_2D)
 
 
 def _read_channels(fname: str) -> np.ndarray:
