@@ -139,7 +139,10 @@ def case_vectors(
 
 
 def other_intensities(image: Tensor, *position: int) -> Tensor:
-    """An image ``(C, X, Y, Z)`` with the intensity part of the training's augmentation; a function of the position alone."""
+    """An image ``(C, X, Y, Z)`` with the intensity part of the training's augmentation; a function of the position alone.
+
+    Each transform is drawn with its probability, so that about one view in four stays as it is.
+    """
     with restored_random_state(), torch.no_grad():
         seed_sample(*position)
         sample = {"image": image.clone()}
@@ -172,7 +175,7 @@ def fit_case_head(head: CaseHead, vectors: np.ndarray, targets: Sequence[Target]
     block_size = np.concatenate([np.full(size, size) for size in head.blocks])
     scale = np.where(deviation > SMALLEST_DEVIATION, 1 / np.maximum(deviation, SMALLEST_DEVIATION) / np.sqrt(block_size), 0.0)
     device = head.feature_mean.device
-    head.to("cpu", torch.float64)
+    head.to("cpu").double()  # in two steps, both ways: not every device knows float64
     head.feature_mean.copy_(torch.from_numpy(mean))
     head.feature_scale.copy_(torch.from_numpy(scale))
     inputs = head.standardize(torch.from_numpy(vectors))
@@ -184,14 +187,15 @@ def fit_case_head(head: CaseHead, vectors: np.ndarray, targets: Sequence[Target]
         losses, _ = loss_of.sample_losses("task", head.output(inputs), target)
         return (losses * sample_weights).mean()
 
+    layer = head.output.score if head.description.task.is_ordinal else head.output
     with torch.no_grad():
-        for parameter in head.output.parameters():
-            if parameter.ndim > 1:  # thresholds of ordinal classes keep their start, equal shares
-                parameter.zero_()
+        # Thresholds of ordinal classes keep their start, equal shares. Everything else starts at 0, not at what was drawn: a constant that
+        # all biases share would stay in them.
+        for parameter in layer.parameters():
+            parameter.zero_()
     optimizer = torch.optim.LBFGS(
         head.output.parameters(), lr=1, max_iter=1000, tolerance_grad=1e-9, tolerance_change=1e-12, line_search_fn="strong_wolfe"
     )
-    layer = head.output.score if head.description.task.is_ordinal else head.output
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -203,7 +207,7 @@ def fit_case_head(head: CaseHead, vectors: np.ndarray, targets: Sequence[Target]
         optimizer.step(closure)
     with torch.no_grad():
         loss = float(mean_loss())
-    head.to(device, torch.float32)
+    head.float().to(device)
     head.requires_grad_(False)
     return loss
 
