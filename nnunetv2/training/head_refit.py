@@ -56,7 +56,7 @@ def refit_on_cases(
     """Heads fitted to the training cases as the predictor sees them.
 
     Args:
-        trainer: With a trained segmentation network.
+        trainer: With a trained segmentation network, and a labelled training case for every task.
         augmented_copies: How often every case is seen with other intensities, besides once as it is.
         penalty: Of the squared weights of the linear layer.
         with_morphometry: Whether the heads look at the sizes and shapes of the predicted structures.
@@ -71,12 +71,10 @@ def refit_on_cases(
     for name, head in heads.items():
         targets = [case_labels.target(identifier, name) for identifier in identifiers]
         known = [index for index, target in enumerate(targets) if target is not None]
-        if not known:
-            raise ValueError(f"Task {name}: no training case has a label, so no head can be fitted. Fill in labels.csv.")
         weights = balanced_sampling_probabilities([identifiers[i] for i in known], case_labels, name, draw_unknown=False) * len(known)
         known_vectors, known_targets = vectors[name][known], [targets[i] for i in known]
         loss = fit_case_head(head, known_vectors, known_targets, weights, penalty)
-        if with_morphometry and trees:
+        if head.description.measures and trees:
             grow_trees(head, known_vectors, known_targets, weights, trees, trainer.seed)
         trainer.print_to_log_file(f"Head refit, {name}: {len(known)} views of training cases, loss {loss:.4f}")
     return dict(heads)
@@ -250,14 +248,7 @@ def refit_on_patches(trainer: nnUNetTrainerMultitask, *, epochs: int) -> dict[st
     """
     network = trainer.segmentation_network()
     tasks = trainer.classification_tasks
-    heads = build_heads(
-        tasks,
-        encoder_channels(network),
-        pooling=trainer.refit_pooling,
-        stages=trainer.refit_stages,
-        labels=trainer.dataset_json["labels"],
-        seed=trainer.seed + SEED_OFFSET,
-    )
+    heads = new_patch_heads(trainer)
     modules = nn.ModuleList(heads.values()).to(trainer.device).train()
     parameters = list(modules.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
@@ -287,6 +278,18 @@ def refit_on_patches(trainer: nnUNetTrainerMultitask, *, epochs: int) -> dict[st
         stream.close()
     modules.eval().requires_grad_(False)
     return heads
+
+
+def new_patch_heads(trainer: nnUNetTrainerMultitask) -> dict[str, nn.Module]:
+    """One untrained head per task, with the pooling and the stages of the refit."""
+    return build_heads(
+        trainer.classification_tasks,
+        encoder_channels(trainer.segmentation_network()),
+        pooling=trainer.refit_pooling,
+        stages=trainer.refit_stages,
+        labels=trainer.dataset_json["labels"],
+        seed=trainer.seed + SEED_OFFSET,
+    )
 
 
 class EvidenceCentredLoader(nnUNetDataLoader):
