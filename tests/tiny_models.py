@@ -23,6 +23,7 @@ from nnunetv2.network_architecture.classification_heads import (
 )
 from nnunetv2.network_architecture.joint_network import with_classification_heads
 from nnunetv2.network_architecture.predicted_evidence import PredictedEvidence
+from nnunetv2.training.head_refit import grow_trees
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.label_handling.classification_labels import ClassificationTask, classification_tasks
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
@@ -105,6 +106,7 @@ def random_network(
     pooling: str = "mean_max",
     level: str = "patch",
     morphometry: bool = False,
+    trees: int = 0,
 ) -> nn.Module:
     """A network with random weights, whose classes differ from place to place.
 
@@ -116,6 +118,7 @@ def random_network(
         pooling: Of the heads.
         level: ``patch``, or ``case`` for heads of whole cases.
         morphometry: Whether heads of whole cases also look at the sizes and shapes of the structures.
+        trees: Decision trees on these, which are larger with every seed.
     """
     torch.manual_seed(seed)
     configuration = PlansManager(plans_content).get_configuration(next(iter(plans_content["configurations"])))
@@ -137,6 +140,8 @@ def random_network(
         heads = build_heads(tasks, encoder_channels(network), pooling=pooling, labels=dataset["labels"], seed=seed)
     else:
         heads = _random_case_heads(tasks, encoder_channels(network), pooling, dataset, morphometry)
+        if trees:
+            _add_random_trees(heads, trees, cases=30 * (seed + 1))
     return with_classification_heads(network, heads)
 
 
@@ -164,6 +169,16 @@ def _random_case_heads(
     return heads
 
 
+def _add_random_trees(heads: Mapping[str, CaseHead], trees: int, cases: int) -> None:
+    """Trees grown on as many random cases."""
+    for head in heads.values():
+        task, random = head.description.task, np.random.default_rng(cases)
+        vectors = random.normal(size=(cases, len(head.feature_mean)))
+        shape = (cases, task.num_classes) if task.is_multilabel else cases
+        targets = list(random.integers(0, 2 if task.is_multilabel else task.num_classes, shape))
+        grow_trees(head, vectors, targets, np.ones(cases), trees, seed=0)
+
+
 def write_model(
     folder: Path,
     *,
@@ -172,6 +187,7 @@ def write_model(
     pooling: str = "mean_max",
     level: str = "patch",
     morphometry: bool = False,
+    trees: int = 0,
     trainer_name: str = "nnUNetTrainer",
     plans_content: dict | None = None,
     dataset: dict | None = None,
@@ -181,7 +197,7 @@ def write_model(
     plans_content = plans_content or plans()
     dataset = dataset or dataset_json()
     for index, fold in enumerate(folds):
-        heads = {"classification": classification, "pooling": pooling, "level": level, "morphometry": morphometry}
+        heads = {"classification": classification, "pooling": pooling, "level": level, "morphometry": morphometry, "trees": trees}
         network = random_network(plans_content, dataset, seed=index, **heads)
         checkpoint = {
             "network_weights": network.state_dict(),

@@ -51,7 +51,8 @@ def read_out_of_fold_table(
         ValueError: If some folds have refitted heads and others none, so that their probabilities are of different kinds.
     """
     model_folder = Path(model_folder)
-    files = {int(file.parents[1].name[5:]): file for file in model_folder.glob(f"fold_[0-9]*/validation/{CLASSIFICATION_FILE}")}
+    tables = {file.parents[1].name.removeprefix("fold_"): file for file in model_folder.glob(f"fold_*/validation/{CLASSIFICATION_FILE}")}
+    files = {int(fold): file for fold, file in tables.items() if fold.isdecimal()}  # not fold_all, nor a copy such as fold_0_old
     if not files:
         raise FileNotFoundError(
             f"No fold in {model_folder} has a file validation/{CLASSIFICATION_FILE}. It is written at the end of a training with "

@@ -42,7 +42,7 @@ class HeadDescription:
     # Label values of the structures whose morphometry a head of level "case" sees, and the names of the measures in order.
     structures: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     measures: tuple[str, ...] = ()
-    trees: tuple[int, int] = (0, 0)  # number of decision trees on the measures, and nodes of the largest
+    trees: int = 0  # decision trees on the measures
 
     def __post_init__(self) -> None:
         if self.pooling not in POOLINGS:
@@ -62,7 +62,7 @@ class HeadDescription:
             "has_regions": self.evidence.has_regions,
             "structures": {name: list(values) for name, values in self.structures.items()},
             "measures": list(self.measures),
-            "trees": list(self.trees),
+            "trees": self.trees,
         }
 
     @classmethod
@@ -79,7 +79,7 @@ class HeadDescription:
             ),
             structures={name: tuple(int(v) for v in label_values) for name, label_values in values.get("structures", {}).items()},
             measures=tuple(values.get("measures", ())),
-            trees=tuple(int(number) for number in values.get("trees", (0, 0))),
+            trees=int(values.get("trees", 0)),
         )
 
 
@@ -275,7 +275,7 @@ class CaseHead(nn.Module):
             self.output = output(sum(self.blocks), description.task.num_logits)
         self.register_buffer("feature_mean", torch.zeros(sum(self.blocks)))
         self.register_buffer("feature_scale", torch.ones(sum(self.blocks)))
-        self.trees = TreeEnsemble(*description.trees, outputs=description.task.num_logits) if description.trees[0] else None
+        self.trees = TreeEnsemble(description.trees, outputs=description.task.num_logits) if description.trees else None
 
     @property
     def needs_segmentation(self) -> bool:
@@ -299,13 +299,14 @@ class CaseHead(nn.Module):
     def set_trees(self, trees: TreeEnsemble) -> None:
         """Have ``trees``, grown on :meth:`measures_of`, vote too."""
         self.trees = trees
-        self.description = replace(self.description, trees=tuple(trees.feature.shape))
+        self.description = replace(self.description, trees=len(trees.feature))
 
     def measures_of(self, vectors: Tensor) -> Tensor:
         """The morphometry in ``vectors``, ``(B, number of measures)``; what does not exist (NaN) is the mean of the training cases."""
         first = sum(self.blocks) - len(self.description.measures)
-        measures = vectors[:, first:].to(self.feature_mean.device)
-        return torch.where(measures.isnan(), self.feature_mean[first:].to(measures), measures)
+        # In float32, as scikit-learn's trees see their inputs; not every device knows float64.
+        measures = vectors[:, first:].to(self.feature_mean)
+        return torch.where(measures.isnan(), self.feature_mean[first:], measures)
 
     def classify_case(self, vectors: Tensor) -> Tensor:
         """Logits ``(B, number of logits)`` of cases, of the linear layer alone.
@@ -314,7 +315,7 @@ class CaseHead(nn.Module):
             vectors: ``(B, F)``, the averaged features and behind them the measures; a measure that does not exist (NaN) counts as the mean
                 of the training cases.
         """
-        with torch.autocast(device_type=vectors.device.type, enabled=False):
+        with torch.autocast(device_type=self.feature_mean.device.type, enabled=False):  # where it computes, wherever the vectors are
             return self.output(self.standardize(vectors.to(self.feature_mean)))
 
     def standardize(self, vectors: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ scikit-learn grows the trees; what they look at and say is copied into buffers, 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,11 +23,11 @@ class TreeEnsemble(nn.Module):
 
     Args:
         trees: Number of trees.
-        nodes: Nodes of the largest tree.
         outputs: Numbers that a leaf holds.
+        nodes: Of the largest tree. Weights with another number of nodes can be loaded: the trees of every fold are of another size.
     """
 
-    def __init__(self, trees: int, nodes: int, outputs: int) -> None:
+    def __init__(self, trees: int, outputs: int, nodes: int = 1) -> None:
         super().__init__()
         self.register_buffer("feature", torch.full((trees, nodes), LEAF, dtype=torch.int32))
         self.register_buffer("threshold", torch.zeros(trees, nodes))
@@ -38,7 +39,7 @@ class TreeEnsemble(nn.Module):
     def from_scikit_learn(cls, forest: ExtraTreesRegressor) -> TreeEnsemble:
         """A copy of a fitted ensemble of regression trees."""
         grown = [estimator.tree_ for estimator in forest.estimators_]
-        ensemble = cls(len(grown), max(tree.node_count for tree in grown), grown[0].value.shape[1])
+        ensemble = cls(len(grown), grown[0].value.shape[1], max(tree.node_count for tree in grown))
         for index, tree in enumerate(grown):
             inner = tree.children_left >= 0
             nodes = slice(0, tree.node_count)
@@ -49,6 +50,14 @@ class TreeEnsemble(nn.Module):
             ensemble.value[index, nodes] = torch.from_numpy(tree.value[:, :, 0].astype(np.float32))
         ensemble.depth.fill_(max(tree.max_depth for tree in grown))
         return ensemble
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any) -> None:
+        stored = state_dict.get(f"{prefix}feature")
+        if stored is not None and stored.ndim == 2 and stored.shape[1] != self.feature.shape[1]:
+            for name in ("feature", "threshold", "next_node", "value"):
+                old = getattr(self, name)
+                setattr(self, name, old.new_empty(len(old), stored.shape[1], *old.shape[2:]))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Mean of the trees' answers ``(B, outputs)``.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from os.path import isfile, join
 from pathlib import Path
 
@@ -72,6 +73,16 @@ def run_training(
     device = torch.device(device)
     fold = _fold(fold)
     _check_options(num_gpus, continue_training, only_run_validation, disable_checkpointing, val_with_best, pretrained_weights)
+    if only_refit_heads:
+        _check_options_of_refit(
+            {
+                "--c": continue_training,
+                "--val": only_run_validation,
+                "--val_best": val_with_best,
+                "--disable_checkpointing": disable_checkpointing,
+            },
+            head_refit,
+        )
     _prepare_device(device)
     trainer = get_trainer_from_args(
         dataset_name_or_id, configuration, fold, trainer_class_name, plans_identifier, continue_training, device
@@ -117,8 +128,8 @@ def _set_head_refit(trainer: nnUNetTrainer, head_refit: str | None, only_refit_h
             f"{type(trainer).__name__} has no classification heads to refit. Use -tr nnUNetTrainerMultitask, also on the network of another "
             "trainer (-pretrained_weights)."
         )
-    if head_refit is not None:
-        trainer.head_refit = head_refit
+    # Set also where it is the trainer's own: what is set wins over what a checkpoint remembers of its run.
+    trainer.head_refit = head_refit or trainer.head_refit
 
 
 def refit_heads_alone(trainer: nnUNetTrainer, pretrained_weights: str | None) -> None:
@@ -264,6 +275,18 @@ def _check_options(
         raise FileNotFoundError(f"{pretrained_weights} does not exist. Give -pretrained_weights a checkpoint of nnU-Net.")
     if val_with_best and disable_checkpointing:
         raise ValueError("--val_best needs checkpoint_best.pth, which --disable_checkpointing does not write.")
+
+
+def _check_options_of_refit(others: Mapping[str, bool], head_refit: str | None) -> None:
+    """Options that mean nothing where only heads are refitted, by name whether they were given."""
+    given = [name for name, is_given in others.items() if is_given]
+    if given:
+        raise ValueError(
+            f"--refit_heads refits the heads of a finished training, writes checkpoint_final.pth and validates it, so it excludes "
+            f"{', '.join(given)}. Leave {'it' if len(given) == 1 else 'them'} out."
+        )
+    if head_refit == "none":
+        raise ValueError("--refit_heads and --head_refit none exclude each other. Give --head_refit cases or patches.")
 
 
 def _run_options(num_epochs: int | None, num_iterations_per_epoch: int | None) -> dict[str, int]:

@@ -56,7 +56,7 @@ def refit_on_cases(
     """Heads fitted to the training cases as the predictor sees them.
 
     Args:
-        trainer: With a trained segmentation network.
+        trainer: With a trained segmentation network, and a labelled training case for every task.
         augmented_copies: How often every case is seen with other intensities, besides once as it is.
         penalty: Of the squared weights of the linear layer.
         with_morphometry: Whether the heads look at the sizes and shapes of the predicted structures.
@@ -71,12 +71,10 @@ def refit_on_cases(
     for name, head in heads.items():
         targets = [case_labels.target(identifier, name) for identifier in identifiers]
         known = [index for index, target in enumerate(targets) if target is not None]
-        if not known:
-            raise ValueError(f"Task {name}: no training case has a label, so no head can be fitted. Fill in labels.csv.")
         weights = balanced_sampling_probabilities([identifiers[i] for i in known], case_labels, name, draw_unknown=False) * len(known)
         known_vectors, known_targets = vectors[name][known], [targets[i] for i in known]
         loss = fit_case_head(head, known_vectors, known_targets, weights, penalty)
-        if with_morphometry and trees:
+        if head.description.measures and trees:
             grow_trees(head, known_vectors, known_targets, weights, trees, trainer.seed)
         trainer.print_to_log_file(f"Head refit, {name}: {len(known)} views of training cases, loss {loss:.4f}")
     return dict(heads)
@@ -139,7 +137,10 @@ def case_vectors(
 
 
 def other_intensities(image: Tensor, *position: int) -> Tensor:
-    """An image ``(C, X, Y, Z)`` with the intensity part of the training's augmentation; a function of the position alone."""
+    """An image ``(C, X, Y, Z)`` with the intensity part of the training's augmentation; a function of the position alone.
+
+    Each transform is drawn with its probability, so that about one view in four stays as it is.
+    """
     with restored_random_state(), torch.no_grad():
         seed_sample(*position)
         sample = {"image": image.clone()}
@@ -172,7 +173,7 @@ def fit_case_head(head: CaseHead, vectors: np.ndarray, targets: Sequence[Target]
     block_size = np.concatenate([np.full(size, size) for size in head.blocks])
     scale = np.where(deviation > SMALLEST_DEVIATION, 1 / np.maximum(deviation, SMALLEST_DEVIATION) / np.sqrt(block_size), 0.0)
     device = head.feature_mean.device
-    head.to("cpu", torch.float64)
+    head.to("cpu").double()  # in two steps, both ways: not every device knows float64
     head.feature_mean.copy_(torch.from_numpy(mean))
     head.feature_scale.copy_(torch.from_numpy(scale))
     inputs = head.standardize(torch.from_numpy(vectors))
@@ -184,14 +185,15 @@ def fit_case_head(head: CaseHead, vectors: np.ndarray, targets: Sequence[Target]
         losses, _ = loss_of.sample_losses("task", head.output(inputs), target)
         return (losses * sample_weights).mean()
 
+    layer = head.output.score if head.description.task.is_ordinal else head.output
     with torch.no_grad():
-        for parameter in head.output.parameters():
-            if parameter.ndim > 1:  # thresholds of ordinal classes keep their start, equal shares
-                parameter.zero_()
+        # Thresholds of ordinal classes keep their start, equal shares. Everything else starts at 0, not at what was drawn: a constant that
+        # all biases share would stay in them.
+        for parameter in layer.parameters():
+            parameter.zero_()
     optimizer = torch.optim.LBFGS(
         head.output.parameters(), lr=1, max_iter=1000, tolerance_grad=1e-9, tolerance_change=1e-12, line_search_fn="strong_wolfe"
     )
-    layer = head.output.score if head.description.task.is_ordinal else head.output
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -203,7 +205,7 @@ def fit_case_head(head: CaseHead, vectors: np.ndarray, targets: Sequence[Target]
         optimizer.step(closure)
     with torch.no_grad():
         loss = float(mean_loss())
-    head.to(device, torch.float32)
+    head.float().to(device)
     head.requires_grad_(False)
     return loss
 
@@ -246,14 +248,7 @@ def refit_on_patches(trainer: nnUNetTrainerMultitask, *, epochs: int) -> dict[st
     """
     network = trainer.segmentation_network()
     tasks = trainer.classification_tasks
-    heads = build_heads(
-        tasks,
-        encoder_channels(network),
-        pooling=trainer.refit_pooling,
-        stages=trainer.refit_stages,
-        labels=trainer.dataset_json["labels"],
-        seed=trainer.seed + SEED_OFFSET,
-    )
+    heads = new_patch_heads(trainer)
     modules = nn.ModuleList(heads.values()).to(trainer.device).train()
     parameters = list(modules.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
@@ -283,6 +278,18 @@ def refit_on_patches(trainer: nnUNetTrainerMultitask, *, epochs: int) -> dict[st
         stream.close()
     modules.eval().requires_grad_(False)
     return heads
+
+
+def new_patch_heads(trainer: nnUNetTrainerMultitask) -> dict[str, nn.Module]:
+    """One untrained head per task, with the pooling and the stages of the refit."""
+    return build_heads(
+        trainer.classification_tasks,
+        encoder_channels(trainer.segmentation_network()),
+        pooling=trainer.refit_pooling,
+        stages=trainer.refit_stages,
+        labels=trainer.dataset_json["labels"],
+        seed=trainer.seed + SEED_OFFSET,
+    )
 
 
 class EvidenceCentredLoader(nnUNetDataLoader):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,7 @@ def preprocessed(tmp_path, monkeypatch) -> Path:
 def test_a_model_that_is_too_certain_is_calibrated(preprocessed) -> None:
     model = write_model(preprocessed, temperature=3.0)
     (model / "fold_all" / "validation").mkdir(parents=True)
+    shutil.copytree(model / "fold_0", model / "fold_0_old")  # no fold of the model
     calibration, notes = calibrate_classification(model)
     assert notes == (
         "Of 5 folds 2, 4 have no table; their cases do not count.",
@@ -122,7 +124,10 @@ def test_a_model_without_tables_says_how_to_get_them(preprocessed) -> None:
         calibrate_classification(model)
 
 
-@pytest.mark.parametrize("arguments", [[], ["-m", "x", "-d", "1"], ["-d", "1"], ["-m", "x", "-c", "2d"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["-m", "x", "-d", "1"], ["-d", "1"], ["-m", "x", "-c", "2d"], ["-m", "x", "-tr", "t"], ["-m", "x", "-p", "p"]],
+)
 def test_the_model_is_given_in_one_way(arguments, capsys) -> None:
     with pytest.raises(SystemExit):
         main(arguments)

@@ -495,6 +495,24 @@ def test_folds_of_different_trainings_are_refused(model, tmp_path, entries, aspe
         nnUNetPredictor(device=CPU).initialize_from_trained_model_folder(str(mixed), (0, 1))
 
 
+def test_folds_whose_decision_trees_are_of_different_sizes_are_averaged(tmp_path) -> None:
+    folder = write_model(tmp_path / "model", folds=(0, 1), classification=True, level="case", morphometry=True, trees=5)
+    nodes = [
+        torch.load(folder / f"fold_{fold}" / "checkpoint_final.pth")["network_weights"]["classification_heads.task_subtype.trees.feature"].shape[1]
+        for fold in (0, 1)
+    ]
+    assert nodes[0] != nodes[1]
+    data = torch.randn(1, 16, 16, 24, generator=torch.Generator().manual_seed(0))
+    found = []
+    for folds in ((0,), (1,), (0, 1)):
+        predictor = nnUNetPredictor(device=CPU, allow_tqdm=False, use_mirroring=False)
+        predictor.initialize_from_trained_model_folder(str(folder), folds)
+        found.append(predictor.predict_logits_and_classes_from_preprocessed_data(data)[1])
+    for task, together in found[2].items():
+        np.testing.assert_allclose(together, (found[0][task] + found[1][task]) / 2, atol=1e-7)
+        assert np.abs(found[0][task] - found[1][task]).max() > 1e-3
+
+
 def test_a_trainer_that_is_not_installed_predicts_with_a_warning(model, tmp_path) -> None:
     foreign = shutil.copytree(model, tmp_path / "model")
     file = foreign / "fold_0" / "checkpoint_final.pth"

@@ -64,7 +64,7 @@ def state(heads: Mapping[str, nn.Module]) -> dict[str, dict[str, torch.Tensor]]:
 def refitted(trainer: Any, way: str) -> dict[str, dict[str, torch.Tensor]]:
     """The weights of heads that were refitted now."""
     if way == "cases":
-        return state(refit_on_cases(trainer, augmented_copies=0, penalty=0.1, with_morphometry=True, trees=20))
+        return state(refit_on_cases(trainer, augmented_copies=0, penalty=0.1, with_morphometry=True, trees=10))
     return state(refit_on_patches(trainer, epochs=1))
 
 

@@ -23,7 +23,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainerMultitask import nnUNetTrainerMultitask
 from nnunetv2.utilities.checkpoint_io import load_checkpoint_file
 from nnunetv2.utilities.file_io import load_json
-from nnunetv2.utilities.label_handling.classification_labels import ClassificationTask
+from nnunetv2.utilities.label_handling.classification_labels import CaseLabels, ClassificationTask
 from nnunetv2.utilities.label_handling.classification_table import read_classification_csv
 
 Folders = dict[str, Path]
@@ -170,7 +170,7 @@ def test_augmented_copies_are_further_views_with_other_intensities(
     assert twice == [name for name in once for _ in range(2)]
     for task, rows in vectors.items():
         np.testing.assert_array_equal(more[task][::2], rows)
-        # Not all of them: every transform is drawn with a probability.
+        # Not all: as in training a transform is drawn with a probability, and the network's norms undo some of them.
         assert any(not np.allclose(a, b, equal_nan=True) for a, b in zip(more[task][::2], more[task][1::2], strict=True))
     again = case_vectors(refitted, predictor, 1)[1]
     assert all(np.array_equal(again[task], more[task], equal_nan=True) for task in more)
@@ -258,3 +258,69 @@ def test_trees_vote_beside_the_linear_layer_on_what_it_cannot_tell_apart(task: d
     copy = CaseHead(HeadDescription.from_dict(head.description.task, head.description.to_dict()), [4])
     copy.load_state_dict(head.state_dict())
     assert torch.equal(copy.case_probabilities(inputs), both)
+
+
+def test_nothing_of_a_fit_depends_on_the_random_numbers_drawn_before() -> None:
+    rng = np.random.default_rng(5)
+    vectors, targets = rng.normal(size=(40, 11)), list(rng.integers(0, 3, 40))
+    fitted = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        fitted.append(case_head())
+        fit_case_head(fitted[-1], vectors, targets, np.ones(40), 0.1)
+    assert same(dict(fitted[0].state_dict()), dict(fitted[1].state_dict()))
+
+
+def test_a_fitted_head_takes_vectors_of_any_precision() -> None:
+    """In its own precision alone: float64 does not exist on every device."""
+    rng = np.random.default_rng(6)
+    vectors, targets = rng.normal(size=(40, 11)), list(rng.integers(0, 3, 40))
+    head = case_head()
+    fit_case_head(head, vectors, targets, np.ones(40), 0.1)
+    grow_trees(head, vectors, targets, np.ones(40), 10, seed=0)
+    assert head.measures_of(torch.from_numpy(vectors)).dtype == torch.float32
+    assert torch.equal(head.case_probabilities(torch.from_numpy(vectors)), head.case_probabilities(torch.from_numpy(vectors).float()))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("head_refit", "case", "head_refit is 'case', expected one of cases, patches"),
+        ("refit_pooling", "median", "unknown pooling 'median'"),
+        ("refit_stages", (0, 9), r"stages \(0, 9\) do not exist"),
+    ],
+)
+@pytest.mark.parametrize("way", ["cases", "patches"])
+def test_a_refit_that_is_not_possible_stops_before_the_training(
+    way: str, setting: str, value: Any, message: str, tiny_training: Folders
+) -> None:
+    trainer = make_trainer(nnUNetTrainerMultitask, tiny_training["preprocessed"])
+    trainer.head_refit = way
+    setattr(trainer, setting, value)
+    with pytest.raises(ValueError, match=message):
+        trainer.on_train_start()
+    assert trainer.dataloader_train is None
+
+
+def test_a_task_without_a_labelled_training_case_stops_before_the_training(
+    tiny_training: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(nnUNetTrainerMultitask, tiny_training["preprocessed"])
+    labels = trainer.case_labels()
+    first, *others = labels.tasks
+    rows = {case: {task: labels.target(case, task) for task in others} | {first: None} for case in labels.rows}
+    monkeypatch.setattr(trainer, "case_labels", lambda: CaseLabels(labels.tasks, rows))
+    with pytest.raises(ValueError, match=f"Fold 0: no training case has a label for {first}, .*--head_refit none"):
+        trainer.on_train_start()
+
+
+def test_a_continued_training_remembers_whether_heads_are_refitted(tiny_training: Folders, tmp_path: Path) -> None:
+    trainer = make_trainer(nnUNetTrainerMultitask, tiny_training["preprocessed"])
+    trainer.head_refit = "none"
+    trainer.initialize()
+    trainer.save_checkpoint(str(tmp_path / "c.pth"))
+    continued, asked_otherwise = (make_trainer(nnUNetTrainerMultitask, tiny_training["preprocessed"]) for _ in range(2))
+    asked_otherwise.head_refit = "patches"
+    for again in (continued, asked_otherwise):
+        again.load_checkpoint(str(tmp_path / "c.pth"))
+    assert (continued.head_refit, asked_otherwise.head_refit) == ("none", "patches")

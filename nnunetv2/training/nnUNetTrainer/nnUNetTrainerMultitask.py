@@ -31,8 +31,10 @@ from nnunetv2.training.head_refit import (
     REFITS,
     SEED_OFFSET,
     EvidenceCentredLoader,
+    new_patch_heads,
     refit_on_cases,
     refit_on_patches,
+    unfitted_case_heads,
 )
 from nnunetv2.training.loss.classification import ClassificationLoss
 from nnunetv2.training.nnUNetTrainer.collapse_detector import EPOCHS_TO_NOTICE, CollapseDetector
@@ -68,7 +70,7 @@ class nnUNetTrainerMultitask(nnUNetTrainer):
 
     # New heads on the finished encoder, beside those of the joint training.
     head_refit: str = "cases"  # or "patches", "none"
-    refit_pooling: str = "mean_max"
+    refit_pooling: str = "mean_max"  # "attention" only learns on patches; on cases its queries stay at 0, the mean of normalised voxels
     refit_stages: tuple[int, ...] | None = None  # None: a middle encoder stage and the bottleneck
     refit_augmented_copies: int = 0  # on cases: further views of every case with other intensities; each costs as much as the first
     refit_penalty: float = 0.01  # on cases: of the squared weights
@@ -224,6 +226,13 @@ class nnUNetTrainerMultitask(nnUNetTrainer):
 
     # ------------------------------------------------------------------ the head refit
 
+    def on_train_start(self) -> None:
+        if not self.was_initialized:
+            self.initialize()
+        if self.head_refit != "none":
+            self.check_refit()  # now, not after the last epoch
+        super().on_train_start()
+
     def on_train_end(self) -> None:
         super().on_train_end()
         if self.head_refit != "none" and not self.refitted_heads:
@@ -234,10 +243,9 @@ class nnUNetTrainerMultitask(nnUNetTrainer):
         """Train new heads on the finished encoder; those of the joint training stay beside them.
 
         Raises:
-            ValueError: If ``head_refit`` is none of the known ways, or a task has no labelled training case.
+            ValueError: See :meth:`check_refit`.
         """
-        if self.head_refit not in REFITS or self.head_refit == "none":
-            raise ValueError(f"head_refit is {self.head_refit!r}, expected one of {', '.join(REFITS[:-1])}.")
+        self.check_refit()
         self.print_to_log_file(f"Head refit on {self.head_refit}: encoder and decoder stay as they are")
         self.refitted_heads = {}
         if self.head_refit == "cases":
@@ -250,6 +258,22 @@ class nnUNetTrainerMultitask(nnUNetTrainer):
             )
         else:
             self.refitted_heads = refit_on_patches(self, epochs=self.refit_epochs())
+
+    def check_refit(self) -> None:
+        """Raise ValueError for an unknown way of the refit, pooling or stage, or a task without a labelled training case."""
+        if self.head_refit not in REFITS or self.head_refit == "none":
+            raise ValueError(f"head_refit is {self.head_refit!r}, expected one of {', '.join(REFITS[:-1])}.")
+        if self.head_refit == "patches":
+            new_patch_heads(self)
+            return
+        unfitted_case_heads(self, self.refit_morphometry)
+        training_cases, case_labels = self.do_split()[0], self.case_labels()
+        unlabelled = [task for task in case_labels.tasks if all(case_labels.target(case, task) is None for case in training_cases)]
+        if unlabelled:
+            raise ValueError(
+                f"Fold {self.fold}: no training case has a label for {', '.join(unlabelled)}, so no head can be fitted. Fill in labels.csv "
+                "and run nnUNetv2_plan_experiment again, or train without new heads: --head_refit none."
+            )
 
     def refit_epochs(self) -> int:
         """Epochs of a refit on patches, fewer after a short training."""
@@ -294,6 +318,7 @@ class nnUNetTrainerMultitask(nnUNetTrainer):
             "collapse_detector": self.collapse_detector.state,
             "classification_steps": self._classification_steps,
             "head_rng_state": head_rng_state(self.heads),
+            "head_refit": vars(self).get("head_refit"),  # None: that of the class
         }
 
     def restore_training_state(self, state: Mapping[str, Any]) -> None:
@@ -301,6 +326,8 @@ class nnUNetTrainerMultitask(nnUNetTrainer):
         self._classification_steps = state["classification_steps"]
         self.collapse_detector.state = state.get("collapse_detector", self.collapse_detector.state)
         set_head_rng_state(self.heads, state["head_rng_state"])
+        if state.get("head_refit") is not None and "head_refit" not in vars(self):  # what this run asks for wins
+            self.head_refit = state["head_refit"]
 
 
 class nnUNetTrainerMultitask_5epochs(nnUNetTrainerMultitask):
