@@ -128,6 +128,7 @@ def checkpoints_to_export(model_folder: Path, folds: Sequence[int | str] | None,
     """The chosen checkpoints of the chosen folds; raises FileNotFoundError for those that are missing."""
     if folds is None:
         found = {file.parent.name.removeprefix("fold_") for name in checkpoint_names for file in model_folder.glob(f"fold_*/{name}")}
+        found = {fold for fold in found if fold.isdecimal() or fold == "all"}  # no copies such as fold_0_old
         # Without any, the first fold is asked for, to get the message that says what is there.
         folds = sorted(found, key=lambda fold: (not fold.isdigit(), int(fold) if fold.isdigit() else 0, fold)) or [0]
     return [file for name in dict.fromkeys(checkpoint_names) for file in existing_checkpoints(model_folder, folds, name)]

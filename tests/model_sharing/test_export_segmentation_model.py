@@ -60,6 +60,7 @@ def files_of(folder: Path) -> list[str]:
 
 
 def test_the_export_holds_what_stock_nnunet_writes_and_nothing_else(model, tmp_path) -> None:
+    shutil.copytree(model / "fold_0", model / "fold_0_old")
     before = {name: (model / name).read_bytes() for name in files_of(model)}
     exported = export_segmentation_model(model, tmp_path / "new" / "export")
     assert exported.stock_folder_name == STOCK_NAME
