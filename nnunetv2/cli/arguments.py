@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 EXPECTED_ERRORS = (ValueError, RuntimeError, OSError, ImportError, AssertionError)
 DEBUG_VARIABLE = "nnUNet_debug"
 TRUE_VALUES = ("1", "true", "t", "yes")
+MULTITASK_TRAINER, DEFAULT_PLANS = "nnUNetTrainerMultitask", "nnUNetPlans"
 INTERRUPTED_EXIT_STATUS = 130  # what shells report for a program stopped with Ctrl+C
 
 Command = Callable[..., None]
@@ -121,6 +122,33 @@ def add_dataset_ids(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-d", nargs="+", type=dataset_id_or_name, required=True, metavar="DATASET", help="dataset ids (4) or names (Dataset004_Name)"
     )
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """``-m``, or ``-d``, ``-c``, ``-tr`` and ``-p``: one trained model with classification heads."""
+    parser.add_argument("-m", default=None, metavar="FOLDER", help="folder of the model; or give -d, -c, -tr and -p")
+    parser.add_argument("-d", type=dataset_id_or_name, default=None, metavar="DATASET", help="dataset of the model, id or name")
+    parser.add_argument("-c", default=None, metavar="CONFIGURATION", help="configuration of the model, such as 3d_fullres")
+    parser.add_argument("-tr", default=None, metavar="TRAINER", help=f"trainer of the model (default: {MULTITASK_TRAINER})")
+    parser.add_argument("-p", default=None, metavar="PLANS", help=f"plans of the model (default: {DEFAULT_PLANS})")
+
+
+def check_model(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End with a message unless :func:`add_model`'s options name the model in exactly one way."""
+    if args.m is None and (args.d is None or args.c is None):
+        parser.error("give the model either by its folder, -m, or by -d and -c")
+    given = [option for option, value in {"-d": args.d, "-c": args.c, "-tr": args.tr, "-p": args.p}.items() if value is not None]
+    if args.m is not None and given:
+        parser.error(f"give the model either by its folder, -m, or by -d and -c: -m names it already; leave out {', '.join(given)}")
+
+
+def model_folder(args: argparse.Namespace) -> str:
+    """The folder that :func:`add_model`'s options name."""
+    if args.m is not None:
+        return args.m
+    from nnunetv2.utilities.file_path_utilities import get_output_folder
+
+    return get_output_folder(args.d, args.tr or MULTITASK_TRAINER, args.p or DEFAULT_PLANS, args.c)
 
 
 def add_verbose(parser: argparse.ArgumentParser) -> None:

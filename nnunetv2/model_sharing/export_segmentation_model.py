@@ -17,7 +17,7 @@ from typing import Any
 from nnunetv2.inference.prediction_files import existing_checkpoints
 from nnunetv2.inference.trained_model import build_network, check_belongs_to_folder
 from nnunetv2.network_architecture.joint_network import HEADS_PREFIX
-from nnunetv2.utilities.checkpoint_io import CheckpointError, load_checkpoint_file, save_checkpoint_file
+from nnunetv2.utilities.checkpoint_io import SEGMENTATION_KEYS, CheckpointError, load_checkpoint_file, save_checkpoint_file
 from nnunetv2.utilities.file_io import TEMPORARY_PREFIX, copy_file, load_json, save_json
 from nnunetv2.utilities.file_path_utilities import convert_trainer_plans_config_to_identifier
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -35,16 +35,6 @@ CHECKPOINT_KEYS = (
     "init_args",
     "trainer_name",
     "inference_allowed_mirroring_axes",
-)
-LOGGING_KEYS = (
-    "mean_fg_dice",
-    "ema_fg_dice",
-    "dice_per_class_or_region",
-    "train_losses",
-    "val_losses",
-    "lrs",
-    "epoch_start_timestamps",
-    "epoch_end_timestamps",
 )
 # Of no use without heads, and `case_labels` and `case_groups` may hold what is known about every patient of the training.
 DATASET_KEYS_LEFT_OUT = ("classification", "case_labels", "case_groups")
@@ -163,7 +153,7 @@ def segmentation_checkpoint(
     if isinstance(result["init_args"].get("dataset_json"), Mapping):
         result["init_args"]["dataset_json"] = without_classification(result["init_args"]["dataset_json"])
     if "logging" in result:
-        result["logging"] = {key: values for key, values in result["logging"].items() if key in LOGGING_KEYS}
+        result["logging"] = {key: values for key, values in result["logging"].items() if key in SEGMENTATION_KEYS}
     return result
 
 

@@ -2,7 +2,7 @@
 
 On *patches* the heads are those of the joint training, trained alone on patches that show the evidence. On *cases* every training case goes
 through the path of the predictor, and a linear classifier is fitted to what prediction will compute: features averaged over the tiles,
-and the morphometry of the predicted structures. Nothing is chosen on the training cases: an encoder that saw their labels makes any inner
+and the morphometry of the predicted structures, on which decision trees are grown too. Nothing is chosen on the training cases: an encoder that saw their labels makes any inner
 score worthless.
 """
 
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 REFITS = ("cases", "patches", "none")
 SEED_OFFSET = 2_000_003  # other random numbers than those of the training
 EVIDENCE_CENTRED_SHARE = 2 / 3  # of the samples of a refit on patches
-LEARNING_RATE, WEIGHT_DECAY, GRADIENT_NORM = 3e-4, 1e-4, 1.0
 CASES_OF_A_LEAF = 2
 SMALLEST_DEVIATION = 1e-6  # a feature that varies less than this among the training cases says nothing
 
@@ -81,12 +80,12 @@ def refit_on_cases(
 
 
 def unfitted_case_heads(trainer: nnUNetTrainerMultitask, with_morphometry: bool) -> dict[str, CaseHead]:
-    """One head per task, looking at the default stages and at every structure of the dataset."""
+    """One head per task, looking at the stages of the refit and at every structure of the dataset."""
     channels = encoder_channels(trainer.segmentation_network())
     labels = trainer.dataset_json["labels"]
     structures = foreground_structures(labels) if with_morphometry else {}
     measures = tuple(morphometry_names(list(structures), trainer.num_input_channels)) if structures else ()
-    return {
+    heads = {
         name: CaseHead(
             HeadDescription(
                 task=task,
@@ -101,6 +100,28 @@ def unfitted_case_heads(trainer: nnUNetTrainerMultitask, with_morphometry: bool)
         )
         for name, task in trainer.classification_tasks.items()
     }
+    for name, head in heads.items():
+        _take_over_pooling(trainer, name, head)
+    return heads
+
+
+def _take_over_pooling(trainer: nnUNetTrainerMultitask, name: str, head: CaseHead) -> None:
+    """Give a pooling that learns (attention) what the joint head has learned; a linear fit on cases does not train it.
+
+    Raises:
+        ValueError: If there is no trained joint head with the same pooling and stages.
+    """
+    if not any(True for _ in head.pooling.parameters()):
+        return
+    joint, wanted = trainer.heads[name].description, head.description
+    if not trainer.joint_heads_trained or (joint.pooling, joint.stages) != (wanted.pooling, wanted.stages):
+        raise ValueError(
+            f"Task {name}: a refit on cases takes the pooling {wanted.pooling!r} over from the head of the joint training, which needs the same "
+            f"pooling and stages {wanted.stages}; found {joint.pooling!r}, {joint.stages}"
+            f"{'' if trainer.joint_heads_trained else ' and never trained'}. Set head_pooling and head_stages alike before the training, or "
+            "refit_pooling to 'mean_max'."
+        )
+    head.pooling.load_state_dict(trainer.heads[name].pooling.state_dict())
 
 
 def foreground_structures(labels: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -251,8 +272,8 @@ def refit_on_patches(trainer: nnUNetTrainerMultitask, *, epochs: int) -> dict[st
     heads = new_patch_heads(trainer)
     modules = nn.ModuleList(heads.values()).to(trainer.device).train()
     parameters = list(modules.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    schedule = PolyLRScheduler(optimizer, LEARNING_RATE, epochs)
+    optimizer = torch.optim.AdamW(parameters, lr=trainer.head_lr, weight_decay=trainer.head_weight_decay)
+    schedule = PolyLRScheduler(optimizer, trainer.head_lr, epochs)
     loss_of = ClassificationLoss(tasks)
     needs_segmentation = any(head.needs_segmentation for head in heads.values())
     stream = trainer.refit_stream()
@@ -270,7 +291,7 @@ def refit_on_patches(trainer: nnUNetTrainerMultitask, *, epochs: int) -> dict[st
                     loss = sum(tasks[name].weight * value for name, value in losses.items())
                     optimizer.zero_grad(set_to_none=True)
                     loss.backward()
-                    torch.nn.utils.clip_grad_norm_(parameters, GRADIENT_NORM)
+                    torch.nn.utils.clip_grad_norm_(parameters, trainer.head_gradient_norm)
                     optimizer.step()
                     total += loss.detach()
                 trainer.print_to_log_file(f"Head refit, epoch {epoch}: loss {float(total) / trainer.num_iterations_per_epoch:.4f}")

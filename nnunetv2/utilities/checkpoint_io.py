@@ -19,6 +19,18 @@ import torch
 
 from nnunetv2.utilities.file_io import atomic_path
 
+# Curves in a checkpoint's ``logging`` that nnU-Net knows, by epoch.
+SEGMENTATION_KEYS = (
+    "mean_fg_dice",
+    "ema_fg_dice",
+    "dice_per_class_or_region",
+    "train_losses",
+    "val_losses",
+    "lrs",
+    "epoch_start_timestamps",
+    "epoch_end_timestamps",
+)
+
 # Pure descriptions of numbers. numpy 1 and 2 call their module differently; a file may come from either.
 _ALLOWED_GLOBALS = [
     np.dtype,

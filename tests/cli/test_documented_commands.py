@@ -24,6 +24,7 @@ from nnunetv2.cli import (
     report,
     train,
 )
+from nnunetv2.cli.arguments import check_model
 from nnunetv2.demo.walkthrough import DemoSettings, demo_commands
 
 ROOT = Path(__file__).parents[2]
@@ -40,8 +41,8 @@ PARSERS: dict[str, tuple[Callable[[], argparse.ArgumentParser], Check | None]] =
     "nnUNetv2_evaluate_folder": (evaluate.build_evaluate_folder_parser, None),
     "nnUNetv2_evaluate_simple": (evaluate.build_evaluate_simple_parser, None),
     "nnUNetv2_evaluate_classification": (evaluate_classification.build_parser, None),
-    "nnUNetv2_calibrate_classification": (calibrate_classification.build_parser, calibrate_classification.check_options),
-    "nnUNetv2_export_segmentation_model": (export_segmentation_model.build_parser, export_segmentation_model.check_options),
+    "nnUNetv2_calibrate_classification": (calibrate_classification.build_parser, check_model),
+    "nnUNetv2_export_segmentation_model": (export_segmentation_model.build_parser, check_model),
     "nnUNetv2_report": (report.build_parser, None),
     "nnUNetv2_convert_class_folders": (convert_class_folders.build_parser, None),
     "nnUNetv2_demo": (demo.build_parser, None),

@@ -17,7 +17,14 @@ from nnunetv2.inference.predict_from_raw_data import ClassificationOptions, nnUN
 from nnunetv2.network_architecture.classification_heads import CaseHead, HeadDescription, class_probabilities, class_shares
 from nnunetv2.network_architecture.joint_network import JointNetwork
 from nnunetv2.run.run_training import run_training
-from nnunetv2.training.head_refit import case_vectors, fit_case_head, foreground_structures, grow_trees
+from nnunetv2.training.head_refit import (
+    case_vectors,
+    fit_case_head,
+    foreground_structures,
+    grow_trees,
+    refit_on_patches,
+    unfitted_case_heads,
+)
 from nnunetv2.training.nnUNetTrainer.case_validation import predictor_of
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainerMultitask import nnUNetTrainerMultitask
@@ -300,6 +307,42 @@ def test_a_refit_that_is_not_possible_stops_before_the_training(
     with pytest.raises(ValueError, match=message):
         trainer.on_train_start()
     assert trainer.dataloader_train is None
+
+
+def test_attention_on_cases_looks_where_the_joint_head_learned_to(tiny_training: Folders) -> None:
+    trainer = make_trainer(nnUNetTrainerMultitask, tiny_training["preprocessed"])
+    trainer.head_pooling = trainer.refit_pooling = "attention"
+    trainer.initialize()
+    with torch.no_grad():
+        for parameter in trainer.head_parameters():
+            parameter.normal_(generator=torch.Generator().manual_seed(0))
+    for name, head in unfitted_case_heads(trainer, with_morphometry=False).items():
+        assert same(dict(head.pooling.state_dict()), dict(trainer.heads[name].pooling.state_dict()))
+
+
+def test_attention_on_cases_without_such_a_joint_head_stops_before_the_training(tiny_training: Folders) -> None:
+    trainer = make_trainer(nnUNetTrainerMultitask, tiny_training["preprocessed"])
+    trainer.refit_pooling = "attention"
+    with pytest.raises(ValueError, match="'attention' over from the head of the joint training.*found 'mean_max'"):
+        trainer.on_train_start()
+    trainer.head_refit = "patches"  # trains the queries itself
+    trainer.check_refit()
+
+
+def test_a_refit_on_patches_has_the_optimizer_settings_of_the_trainer(tiny_training: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make_trainer(nnUNetTrainerMultitask, tiny_training["preprocessed"])
+    trainer.head_lr, trainer.head_weight_decay = 0.02, 0.03
+    trainer.initialize()
+    seen = {}
+
+    class Remembered(torch.optim.AdamW):
+        def __init__(self, parameters: Any, **settings: float) -> None:
+            seen.update(settings)
+            super().__init__(parameters, **settings)
+
+    monkeypatch.setattr(torch.optim, "AdamW", Remembered)
+    refit_on_patches(trainer, epochs=1)
+    assert seen == {"lr": 0.02, "weight_decay": 0.03}
 
 
 def test_a_task_without_a_labelled_training_case_stops_before_the_training(

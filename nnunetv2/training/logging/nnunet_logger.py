@@ -10,19 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2.training.logging.progress_figure import save_progress_figure
+from nnunetv2.utilities.checkpoint_io import SEGMENTATION_KEYS
 
 _LOG = logging.getLogger(__name__)
 
-SEGMENTATION_KEYS = (
-    "mean_fg_dice",
-    "ema_fg_dice",
-    "dice_per_class_or_region",
-    "train_losses",
-    "val_losses",
-    "lrs",
-    "epoch_start_timestamps",
-    "epoch_end_timestamps",
-)
 # Logged by themselves whenever their source is; they decide which checkpoint is the best.
 MOVING_AVERAGES = {"mean_fg_dice": "ema_fg_dice", "classification/case_score": "classification/ema_case_score"}
 _PREVIOUS_SHARE = 0.9  # of the previous value in a moving average

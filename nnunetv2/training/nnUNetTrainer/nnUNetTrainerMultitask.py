@@ -70,7 +70,7 @@ class nnUNetTrainerMultitask(nnUNetTrainer):
 
     # New heads on the finished encoder, beside those of the joint training.
     head_refit: str = "cases"  # or "patches", "none"
-    refit_pooling: str = "mean_max"  # "attention" only learns on patches; on cases its queries stay at 0, the mean of normalised voxels
+    refit_pooling: str = "mean_max"  # or "attention" (on cases as the joint heads have learned it), "evidence"
     refit_stages: tuple[int, ...] | None = None  # None: a middle encoder stage and the bottleneck
     refit_augmented_copies: int = 0  # on cases: further views of every case with other intensities; each costs as much as the first
     refit_penalty: float = 0.01  # on cases: of the squared weights
