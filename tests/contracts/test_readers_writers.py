@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nibabel
@@ -222,13 +223,15 @@ def test_channels_of_different_spacing_are_refused(reader, tmp_path: Path) -> No
         reader().read_images([str(tmp_path / f"case_000{channel}.nii.gz") for channel in (0, 1)])
 
 
-@pytest.fixture
+@contextmanager
 def room_for_little() -> Iterator[None]:
-    """No file may grow beyond 2000 bytes, as on a disk that is nearly full."""
+    """No file may grow beyond 2000 bytes, as on a disk that is nearly full. No fixture: pytest's own output may go to a file, too."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 WRITTEN = [(reader, ending) for reader, ending, _ in FORMATS] + [(SimpleITKIO, ".gipl")]
@@ -236,7 +239,7 @@ WRITTEN = [(reader, ending) for reader, ending, _ in FORMATS] + [(SimpleITKIO, "
 
 @pytest.mark.parametrize(("reader", "ending"), WRITTEN, ids=lambda value: getattr(value, "__name__", value))
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_what_cannot_be_written_completely_is_an_error_and_leaves_no_file(reader, ending, tmp_path: Path, room_for_little) -> None:
+def test_what_cannot_be_written_completely_is_an_error_and_leaves_no_file(reader, ending, tmp_path: Path) -> None:
     shape = (1, 80, 80) if reader is NaturalImage2DIO else (20, 20, 20)
     seg = np.random.default_rng(0).integers(0, 250, size=shape).astype(np.uint8)
     geometry = {"spacing": (1.0, 1.0, 1.0), "origin": (0.0, 0.0, 0.0), "direction": tuple(np.eye(3).ravel())}
@@ -245,6 +248,6 @@ def test_what_cannot_be_written_completely_is_an_error_and_leaves_no_file(reader
         "sitk_stuff": {**geometry, "original_orientation": "LPS"},
         "nibabel_stuff": {"original_affine": np.eye(4), "reoriented_affine": np.eye(4)},
     }
-    with pytest.raises((OSError, RuntimeError)):
+    with pytest.raises((OSError, RuntimeError)), room_for_little():
         reader().write_seg(seg, str(tmp_path / f"case{ending}"), properties)
     assert not list(tmp_path.iterdir())
