@@ -28,7 +28,13 @@ TABLES = HERE.parents[1] / "documentation" / "classification-evidence"
 PLANS = "nnUNetResEncUNetXSReducedPlans"
 CONFIGURATION = "2d"
 EPOCHS, ITERATIONS, SEED = 40, 50, 1
-TRAINERS = {"segmentation": "nnUNetTrainer", "common": "nnUNetTrainerCommonRecipe", "ours": "nnUNetTrainerMultitask"}
+TRAINERS = {
+    "segmentation": "nnUNetTrainer",
+    "common": "nnUNetTrainerCommonRecipe",
+    "ours": "nnUNetTrainerMultitask",
+    "weight_0.03": "nnUNetTrainerWeight003",
+    "all_stages": "nnUNetTrainerAllStages",
+}
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,7 @@ def train(key: str, work: Path, method: str, fold: int) -> None:
     if (kept / "dice.csv").exists():
         return
     trainer = TRAINERS[method]
-    refit = ["--head_refit", "none"] if method == "ours" else []
+    refit = [] if method in ("segmentation", "common") else ["--head_refit", "none"]
     run(
         work, "nnUNetv2_train", chosen.number, CONFIGURATION, fold, "-tr", trainer, "-p", PLANS, "-device", "cpu",
         "--epochs", EPOCHS, "--iterations_per_epoch", ITERATIONS, "--seed", SEED, "--c", *refit,

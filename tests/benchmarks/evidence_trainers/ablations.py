@@ -1,0 +1,25 @@
+"""One change each to the trainer with classes: see ``documentation/classification-evidence.md``.
+
+Found through ``nnUNet_extTrainer``.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from nnunetv2.network_architecture.classification_heads import encoder_channels
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainerMultitask import nnUNetTrainerMultitask
+
+
+class nnUNetTrainerWeight003(nnUNetTrainerMultitask):
+    """A smaller share of the classes in the loss."""
+
+    maximum_classification_loss_weight = 0.03
+
+
+class nnUNetTrainerAllStages(nnUNetTrainerMultitask):
+    """Heads of the joint training on every stage of the encoder."""
+
+    def build_heads(self) -> dict[str, nn.Module]:
+        self.head_stages = tuple(range(len(encoder_channels(self.network))))
+        return super().build_heads()
