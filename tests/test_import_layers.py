@@ -38,6 +38,7 @@ FORWARDERS = {
     "experiment_planning/plan_and_preprocess_entrypoints.py": "nnunetv2.cli",
     "experiment_planning/plans_for_pretraining/move_plans_between_datasets.py": "nnunetv2.cli.plan_and_preprocess",
     "inference/predict_from_raw_data.py": "nnunetv2.cli.predict",
+    "model_sharing/entry_points.py": "nnunetv2.cli.model_sharing",
     "run/run_training.py": "nnunetv2.cli.train",
 }
 
