@@ -21,6 +21,8 @@ from nnunetv2.utilities.checkpoint_io import load_checkpoint_file, save_checkpoi
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.file_io import TEMPORARY_PREFIX, atomic_path, load_json, save_json
 from nnunetv2.utilities.file_path_utilities import convert_ensemble_folder_to_model_identifiers_and_folds, get_output_folder
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 DEFAULT_CONFIGURATIONS = ("2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres")
 DEFAULT_FOLDS = (0, 1, 2, 3, 4)
@@ -47,6 +49,7 @@ class ModelExport:
     models: dict[str, list[str]] = field(default_factory=dict)  # fold folders by model folder
     ensembles: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)  # asked for, but not there
+    notes: list[str] = field(default_factory=list)  # what else is needed to predict
     output_file: Path | None = None
     sha256: str = ""
 
@@ -95,6 +98,7 @@ def export_pretrained_model(
     )
     if export.left_out and (strict or not export.models):
         raise FileNotFoundError(_missing_text(export))
+    export.notes = [*_note_on_trainer(trainer), *_notes_on_cascades(export)]
     with atomic_path(output_file) as temporary:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
             for file in export.files:
@@ -225,6 +229,33 @@ def settings_of(debug: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _note_on_trainer(trainer: str) -> list[str]:
+    """That a trainer of the user's own is not in the zip file."""
+    try:
+        module = recursive_find_trainer_class_by_name(trainer).__module__
+    except (RuntimeError, ImportError, AssertionError):  # prediction says the same, where it matters
+        module = ""
+    if module.startswith("nnunetv2."):
+        return []
+    note = (
+        f"{trainer} is not part of nnunetv2, and code is not put into the zip file: pass on its file too (nnUNet_extTrainer). Without it the "
+        "network is built from the plans."
+    )
+    return [note]
+
+
+def _notes_on_cascades(export: ModelExport) -> list[str]:
+    """Which other models the exported ones start from."""
+    notes = []
+    for model in export.models:
+        trainer, plans, configuration = model.rsplit("__", 2)
+        plans_manager = PlansManager(str(Path(nnUNet_results) / export.dataset_name / model / layout.PLANS))
+        previous = plans_manager.get_configuration(configuration).previous_stage_name
+        if previous is not None and f"{trainer}__{plans}__{previous}" not in export.models:
+            notes.append(f"{configuration} starts from predictions of {previous}, which is not in the zip file.")
+    return notes
+
+
 def _check_output(output_file: Path) -> None:
     """Raise unless a zip file can be written there without replacing anything else."""
     if not output_file.parent.is_dir():
@@ -251,6 +282,7 @@ def summary_text(export: ModelExport) -> str:
     lines = [f"{model}: {', '.join(folds)}" for model, folds in export.models.items()]
     lines += [f"Ensemble: {name}" for name in export.ensembles]
     lines += [f"Left out, because it is missing: {line}" for line in export.left_out]
+    lines += [f"Note: {note}" for note in export.notes]
     lines += [
         f"Written: {export.output_file} ({len(export.files)} files, {size_mb:.1f} MB)",
         f"SHA-256: {export.sha256}",

@@ -204,6 +204,18 @@ def test_fold_all_and_other_checkpoints_are_exported(results, tmp_path) -> None:
     assert checkpoints == ["fold_all/checkpoint_best_joint.pth", "fold_all/checkpoint_final.pth"]
 
 
+def test_what_else_is_needed_to_predict_is_said(tmp_path, nnunet_folders, capsys) -> None:
+    content = plans()
+    configurations = content["configurations"]
+    configurations["3d_cascade_fullres"] = configurations["3d_fullres"] | {"previous_stage": "3d_lowres"}
+    content["configurations"] = {"3d_cascade_fullres": configurations["3d_cascade_fullres"], "3d_fullres": configurations["3d_fullres"]}
+    write_model(nnunet_folders["results"] / DATASET / "nnUNetTrainerOfMine__nnUNetPlans__3d_cascade_fullres", plans_content=content)
+    export_entry(["-d", "999", "-o", str(tmp_path / "m.zip"), "-c", "3d_cascade_fullres", "-tr", "nnUNetTrainerOfMine", "-f", "0"])
+    printed = capsys.readouterr().out
+    assert "3d_cascade_fullres starts from predictions of 3d_lowres" in printed
+    assert "nnUNetTrainerOfMine is not part of nnunetv2" in printed
+
+
 # --- installation
 
 
