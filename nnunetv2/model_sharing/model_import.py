@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from tqdm import tqdm
+
 from nnunetv2.model_sharing import model_layout as layout
 from nnunetv2.model_sharing.checksum import check_sha256
 from nnunetv2.paths import nnUNet_results
@@ -29,7 +31,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 # The largest models of nnU-Net have some dozen files for each fold, with predictions of the validation cases some thousand.
 MOST_FILES = 200_000
-# Weights shrink by a tenth, texts and label maps up to two hundredfold. Deflate can reach a thousandfold, which only bombs do.
+# Weights shrink by 7 %, texts and label maps up to two hundredfold. Deflate can reach a thousandfold, which only bombs do.
 LARGEST_RATIO, HARMLESS_BYTES = 250, 500 * 1024**2
 LONGEST_NAME = 255
 FILES_SHOWN = 5
@@ -205,7 +207,7 @@ def extract(archive: zipfile.ZipFile, members: Sequence[zipfile.ZipInfo], folder
     Raises:
         ModelZipError: If a member is damaged or a program.
     """
-    for member in members:
+    for member in tqdm(members, desc="unpacking"):
         target = folder / member.filename
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -298,15 +300,15 @@ def _move_into_place(unpacked: Path, results: Path, replaced: Path, places: Sequ
             if os.path.lexists(target):
                 aside = replaced.joinpath(*place)
                 aside.parent.mkdir(parents=True, exist_ok=True)
-                os.rename(target, aside)
+                shutil.move(target, aside)
                 undo.append((aside, target))
-            os.rename(source, target)
+            shutil.move(source, target)  # the folder of a dataset may be a link to another disk
             undo.append((target, source))
             if _is_folder(place):
                 installed.folders.append(target)
     except BaseException:
         for source, target in reversed(undo):
-            os.rename(source, target)
+            shutil.move(source, target)
         raise
     return installed
 

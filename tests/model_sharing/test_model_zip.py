@@ -272,6 +272,22 @@ def test_files_beside_other_models_of_the_dataset_are_kept(results, tmp_path, el
     assert "Dataset999_Other has the same number" in printed
 
 
+def test_after_an_error_in_between_the_replaced_models_are_back(results, tmp_path, monkeypatch) -> None:
+    file = exported(tmp_path)
+    (results / DATASET / LOW / "mine.txt").write_text("mine")
+    before, move = files_of(results), shutil.move
+
+    def failing(source: Path, target: Path) -> None:
+        if Path(target).name == MODEL and "unpacked" in str(source):
+            raise OSError("no more")
+        move(source, target)
+
+    monkeypatch.setattr("nnunetv2.model_sharing.model_import.shutil.move", failing)
+    with pytest.raises(OSError, match="no more"):
+        install_model_from_zip_file(str(file), overwrite=True)
+    assert files_of(results) == before
+
+
 def link_to(target: str) -> tuple[zipfile.ZipInfo, str]:
     link = zipfile.ZipInfo(f"{DATASET}/{MODEL}/plans2.json")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
