@@ -92,7 +92,7 @@ def train_segmentation(work: Path) -> None:
     plan(folder, Difficulty())
     command(
         folder, "nnUNetv2_train", 1, CONFIGURATION, "all", "-tr", "nnUNetTrainer", "-p", PLANS, "-device", "cpu",
-        "--epochs", 8, "--iterations_per_epoch", 80, "--seed", SEGMENTATION_SEED,
+        "--epochs", 20, "--iterations_per_epoch", 80, "--seed", SEGMENTATION_SEED,
     )  # fmt: skip
 
 

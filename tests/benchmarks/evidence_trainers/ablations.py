@@ -23,3 +23,15 @@ class nnUNetTrainerAllStages(nnUNetTrainerMultitask):
     def build_heads(self) -> dict[str, nn.Module]:
         self.head_stages = tuple(range(len(encoder_channels(self.network))))
         return super().build_heads()
+
+
+class nnUNetTrainerLateClasses(nnUNetTrainerMultitask):
+    """The weight of the classes rises over the first half of the training."""
+
+    classification_warmup_share = 0.5
+
+
+class nnUNetTrainerHeadLr003(nnUNetTrainerMultitask):
+    """A learning rate of the heads ten times as large."""
+
+    head_lr = 3e-3
