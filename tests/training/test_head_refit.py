@@ -187,9 +187,14 @@ def test_a_continued_training_has_the_same_refitted_heads(refitted: nnUNetTraine
     monkeypatch.setenv("nnUNet_preprocessed", refitted.preprocessed_dataset_folder_base.rsplit("/", 1)[0])
     monkeypatch.setenv("nnUNet_results", str(Path(refitted.output_folder_base).parents[1]))
     again = make_trainer(nnUNetTrainerMultitask, Path(refitted.preprocessed_dataset_folder_base).parent)
+    again.disable_checkpointing = True
+    again.num_epochs = refitted.num_epochs
     again.load_checkpoint(str(Path(refitted.output_folder, "checkpoint_final.pth")))
+    again.head_refit = other = "patches" if refitted.head_refit == "cases" else "cases"
+    again.run_training()
     for name, head in refitted.refitted_heads.items():
         assert same(dict(head.state_dict()), dict(again.refitted_heads[name].state_dict()))
+    assert f"--refit_heads --head_refit {other} in place of --c" in Path(again.log_file).read_text()
 
 
 def test_what_heads_of_whole_cases_cannot_do_is_said(refitted: nnUNetTrainerMultitask) -> None:
