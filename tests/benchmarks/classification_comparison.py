@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from classification_evidence import CONFIGURATION, PLANS, SEED, SETS, TABLES, feature_folder
+from classification_evidence import CONFIGURATION, PLANS, SEED, SETS, TABLES, TRAINERS, feature_folder
 
 from nnunetv2.evaluation.bootstrap import bootstrap_intervals, percentile_interval, resampling_weights
 from nnunetv2.evaluation.calibration_fit import fit_calibration
@@ -35,7 +35,7 @@ from nnunetv2.utilities.label_handling.classification_table import read_classifi
 Table = dict[str, dict[str, np.ndarray]]  # case -> task -> probabilities (K,)
 METRICS = ("macro_f1", "balanced_accuracy", "auroc", "log_loss", "ece")
 BASELINES = ("random_forest", "extra_trees", "logistic")
-PAIRS = (("ours", "common"), ("ours", "joint"), *(("ours", baseline) for baseline in BASELINES), ("joint", "common"))
+PAIRS = (("ours", "common"), ("ours", "joint"), *(("ours", baseline) for baseline in BASELINES), ("joint", "common"), ("ours", "weight_0.1_ours"))
 
 
 @dataclass(frozen=True)
@@ -265,10 +265,13 @@ def _keep(cases: Cases, name: str, table: Table) -> None:
 def read_tables(cases: Cases) -> dict[str, Table]:
     """All class tables of a set by method; those of trained methods are pooled over the folds."""
     tables = {path.stem: read_classification_csv(path, cases.tasks) for path in sorted((TABLES / cases.key).glob("*.csv"))}
-    common: Table = {}
-    for path in sorted((TABLES / cases.key / "common").glob("fold_*/classification.csv")):
-        common.update(read_classification_csv(path, cases.tasks))
-    return {**tables, "common": common} if common else tables
+    for method in TRAINERS:
+        trained: Table = {}
+        for path in sorted((TABLES / cases.key / method).glob("fold_*/classification.csv")):
+            trained.update(read_classification_csv(path, cases.tasks))
+        if trained:
+            tables["common" if method == "common" else f"joint_of_{method}"] = trained
+    return tables
 
 
 def read_dice(cases: Cases, method: str) -> dict[str, float]:
@@ -292,7 +295,7 @@ def summary(cases: Cases) -> None:
         for first, second in PAIRS:
             if first in tables and second in tables:
                 print(f"\n{first} - {second}, macro_f1: {difference(cases, task, tables[first], tables[second])}")
-    dice = {method: read_dice(cases, method) for method in ("segmentation", "ours", "common")}
+    dice = {method: read_dice(cases, method) for method in TRAINERS}
     for method, values in dice.items():
         if values:
             print(f"\nDice, {method}: {np.mean(list(values.values())):.3f} ({len(values)} cases)")

@@ -33,6 +33,7 @@ TRAINERS = {
     "common": "nnUNetTrainerCommonRecipe",
     "ours": "nnUNetTrainerMultitask",
     "weight_0.03": "nnUNetTrainerWeight003",
+    "weight_0.1": "nnUNetTrainerWeight01",
     "late": "nnUNetTrainerLateClasses",
     "all_stages": "nnUNetTrainerAllStages",
     "head_lr_0.003": "nnUNetTrainerHeadLr003",
@@ -196,14 +197,16 @@ def extract(key: str, work: Path, method: str, fold: int, copies: int) -> None:
     from nnunetv2.network_architecture.predicted_evidence import PredictedEvidence
     from nnunetv2.training.head_refit import foreground_structures, other_intensities
     from nnunetv2.training.nnUNetTrainer.case_validation import predictor_of, segmentation_at_full_resolution
+    from nnunetv2.utilities.compilation import unwrapped_network
     from nnunetv2.utilities.label_handling.classification_labels import classification_tasks
 
     target = feature_folder(key, work, method, fold)
     target.mkdir(parents=True, exist_ok=True)
     trainer = finished_training(key, work, method, fold)
+    network = trainer.segmentation_network() if hasattr(trainer, "segmentation_network") else unwrapped_network(trainer.network)
     labels = trainer.dataset_json["labels"]
     structures = foreground_structures(labels)
-    channels = encoder_channels(trainer.segmentation_network())
+    channels = encoder_channels(network)
     heads, tasks = dict(getattr(trainer, "heads", {})), classification_tasks(trainer.dataset_json)
     some_task = replace(next(iter(tasks.values())), evidence=tuple(structures))
     for pooling in ("mean_max", "evidence"):
@@ -217,7 +220,7 @@ def extract(key: str, work: Path, method: str, fold: int, copies: int) -> None:
             measures=tuple(morphometry_names(list(structures), trainer.num_input_channels)),
         )
         heads[f"vector_{pooling}"], tasks[f"vector_{pooling}"] = CaseHead(description, channels), some_task
-    predictor = predictor_of(trainer, JointNetwork(trainer.segmentation_network(), heads))
+    predictor = predictor_of(trainer, JointNetwork(network, heads))
     predictor.classification_tasks = {name: task for name, task in tasks.items() if name in heads}
     training, validation = trainer.get_tr_and_val_datasets()
     with segmentation_at_full_resolution(trainer), torch.inference_mode():

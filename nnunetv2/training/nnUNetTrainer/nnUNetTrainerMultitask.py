@@ -55,8 +55,8 @@ class nnUNetTrainerMultitask(nnUNetTrainer):
         ValueError: If ``dataset.json`` has no ``classification``.
     """
 
-    # The successful projects weigh the classes with 0.05 to 0.1; a weight of 3 halved the Dice.
-    maximum_classification_loss_weight: float = 0.1
+    # Larger weights cost Dice in short trainings and won nothing for the classes; see documentation/classification-evidence.md.
+    maximum_classification_loss_weight: float = 0.01
     classification_warmup_share: float = 0.1  # of the epochs, in which the weight rises from 0
     classification_warmup_epochs: float = 25  # at most
     # SGD with nnU-Net's learning rate made fresh heads collapse to one class in three independent projects.

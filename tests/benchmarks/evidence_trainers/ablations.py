@@ -12,9 +12,15 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainerMultitask import nnUNetTrainer
 
 
 class nnUNetTrainerWeight003(nnUNetTrainerMultitask):
-    """A smaller share of the classes in the loss."""
+    """A larger share of the classes in the loss."""
 
     maximum_classification_loss_weight = 0.03
+
+
+class nnUNetTrainerWeight01(nnUNetTrainerMultitask):
+    """A share of the classes in the loss as in earlier projects that succeeded."""
+
+    maximum_classification_loss_weight = 0.1
 
 
 class nnUNetTrainerAllStages(nnUNetTrainerMultitask):
