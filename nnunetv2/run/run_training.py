@@ -47,6 +47,7 @@ def run_training(
     num_iterations_per_epoch: int | None = None,
     head_refit: str | None = None,
     only_refit_heads: bool = False,
+    previous_stage_trainer: str | None = None,
 ) -> None:
     """Train one fold, then predict and score its validation cases.
 
@@ -69,6 +70,7 @@ def run_training(
         num_iterations_per_epoch: Overrides the trainer's steps per epoch; validation steps are a fifth.
         head_refit: Overrides how the trainer refits classification heads: ``cases``, ``patches`` or ``none``.
         only_refit_heads: Skip the training and refit the heads of the finished one, or of the network in ``pretrained_weights``.
+        previous_stage_trainer: In a cascade, the trainer whose first stage this one is trained on; None: ``trainer_class_name``.
     """
     device = torch.device(device)
     fold = _fold(fold)
@@ -92,6 +94,8 @@ def run_training(
     if seed is not None:
         trainer.seed = seed
     _set_head_refit(trainer, head_refit, only_refit_heads)
+    if previous_stage_trainer is not None:
+        trainer.use_previous_stage_of(previous_stage_trainer)
     if warning := slow_torch_warning(device):
         trainer.print_to_log_file(warning)
     if only_refit_heads:

@@ -14,7 +14,7 @@ import random
 import socket
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from os.path import join
@@ -139,13 +139,8 @@ class nnUNetTrainer:
         self.preprocessed_dataset_folder = join(self.preprocessed_dataset_folder_base, self.configuration_manager.data_identifier)
         self.output_folder_base = join(nnUNet_results, dataset_name, f"{trainer_name}__{plans_name}__{configuration}")
         self.output_folder = join(self.output_folder_base, f"fold_{fold}")
-        previous_stage = self.configuration_manager.previous_stage_name
-        self.is_cascaded = previous_stage is not None
-        self.folder_with_segs_from_previous_stage = (
-            join(get_output_folder(dataset_name, trainer_name, plans_name, previous_stage), "predicted_next_stage", configuration)
-            if self.is_cascaded
-            else None
-        )
+        self.is_cascaded = self.configuration_manager.previous_stage_name is not None
+        self.folder_with_segs_from_previous_stage = self._previous_stage_folder(trainer_name) if self.is_cascaded else None
 
         self.current_epoch = 0
         self.inference_allowed_mirroring_axes: tuple[int, ...] | None = None  # known once the data loaders are configured
@@ -491,9 +486,51 @@ class nnUNetTrainer:
                 f"good: {', '.join(both[:10])}"
             )
 
+    def use_previous_stage_of(self, trainer_name: str) -> None:
+        """Train on the first stage of a cascade that another trainer has predicted.
+
+        Raises:
+            ValueError: If this configuration has no previous stage.
+        """
+        if not self.is_cascaded:
+            raise ValueError(f"{self.configuration_name} is no second stage of a cascade, so there is no previous stage of {trainer_name}.")
+        self.folder_with_segs_from_previous_stage = self._previous_stage_folder(trainer_name)
+
+    def _previous_stage_folder(self, trainer_name: str) -> str:
+        """Where the trainings of the previous stage leave their predictions for this one."""
+        plans, previous = self.plans_manager, self.configuration_manager.previous_stage_name
+        model = get_output_folder(plans.dataset_name, trainer_name, plans.plans_name, previous)
+        return join(model, "predicted_next_stage", self.configuration_name)
+
+    def check_previous_stage(self, identifiers: Iterable[str]) -> None:
+        """Raise FileNotFoundError if the previous stage has not predicted all of these cases."""
+        folder = Path(self.folder_with_segs_from_previous_stage)
+        predicted = {file.stem for file in folder.iterdir()} if folder.is_dir() else set()
+        wanted = sorted(identifiers)
+        missing = [identifier for identifier in wanted if identifier not in predicted]
+        if not missing:
+            return
+        previous = self.configuration_manager.previous_stage_name
+        others = sorted(path.parents[1].name.split("__")[0] for path in self._other_previous_stages(folder))
+        raise FileNotFoundError(
+            f"{self.configuration_name} is trained on predictions of {previous}, but {len(missing)} of {len(wanted)} cases have none in "
+            f"{folder}, for example {missing[0]}. Each training of {previous} predicts the validation cases of its fold, so train all its "
+            f"folds first: nnUNetv2_train {self.plans_manager.dataset_name} {previous} FOLD -tr {folder.parents[1].name.split('__')[0]} "
+            f"-p {self.plans_manager.plans_name} (--val repeats the prediction of a finished one)."
+            + (f" Predictions of other trainers: -prev_stage_tr {' or '.join(others)}." if others else "")
+        )
+
+    def _other_previous_stages(self, folder: Path) -> list[Path]:
+        """Like ``folder``, of other trainers with the same plans."""
+        model = folder.parents[1].name
+        suffix = model[model.index("__") :]
+        return [path for path in folder.parents[2].glob(f"*{suffix}/{folder.parent.name}/{folder.name}") if path != folder]
+
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """The preprocessed training and validation cases."""
         train_keys, val_keys = self.do_split()
+        if self.is_cascaded:
+            self.check_previous_stage({*train_keys, *val_keys})
         dataset_tr, dataset_val = (
             self.dataset_class(
                 self.preprocessed_dataset_folder, keys, folder_with_segs_from_previous_stage=self.folder_with_segs_from_previous_stage
