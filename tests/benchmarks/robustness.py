@@ -1,11 +1,10 @@
 """Classes of the phantom under difficulties: missing labels, imbalance, lesions that few patches show. Does any head fall to one class?
 
-    python tests/benchmarks/robustness.py segmentation WORK
     python tests/benchmarks/robustness.py run WORK --difficulty imbalance --seed 0
     python tests/benchmarks/robustness.py summary
 
-All runs but ``demo`` start from one short training of ``nnUNetTrainer`` on other phantoms (``segmentation``). ``run`` keeps the class tables of
-the held-out cases beside the documentation, from which ``summary`` counts and scores.
+All runs but ``demo`` start from one short training of ``nnUNetTrainer`` on other phantoms, which the first of them makes. ``run`` keeps the
+class tables of the held-out cases beside the documentation, from which ``summary`` counts and scores.
 """
 
 from __future__ import annotations
@@ -85,15 +84,21 @@ def plan(folder: Path, difficulty: Difficulty) -> None:
     command(folder, "nnUNetv2_preprocess", "-d", 1, "-plans_name", PLANS, "-c", CONFIGURATION, "-np", 1)
 
 
-def train_segmentation(work: Path) -> None:
-    """The checkpoint that the runs start from."""
+def segmentation_checkpoint(work: Path) -> Path:
+    """The checkpoint that the runs start from, trained once."""
     folder = work / "segmentation"
+    model = folder / "nnUNet_results" / DATASET_NAME / f"nnUNetTrainer__{PLANS}__{CONFIGURATION}"
+    checkpoint = model / "fold_all" / "checkpoint_final.pth"
+    if checkpoint.exists():
+        return checkpoint
+    shutil.rmtree(folder, ignore_errors=True)
     write_phantom_dataset(folder / "nnUNet_raw" / DATASET_NAME, num_training=60, num_test=0, seed=SEGMENTATION_SEED)
     plan(folder, Difficulty())
     command(
         folder, "nnUNetv2_train", 1, CONFIGURATION, "all", "-tr", "nnUNetTrainer", "-p", PLANS, "-device", "cpu",
         "--epochs", 20, "--iterations_per_epoch", 80, "--seed", SEGMENTATION_SEED,
     )  # fmt: skip
+    return checkpoint
 
 
 def run(work: Path, name: str, seed: int) -> None:
@@ -115,11 +120,10 @@ def run(work: Path, name: str, seed: int) -> None:
     plan(folder, difficulty)
     if difficulty.patch_size:
         print(f"{lesion_share(dataset, difficulty.patch_size):.1%} of the patches at random places show the lesion", flush=True)
-    start = work / "segmentation" / "nnUNet_results" / DATASET_NAME / f"nnUNetTrainer__{PLANS}__{CONFIGURATION}" / "fold_all"
     command(
         folder, "nnUNetv2_train", 1, CONFIGURATION, 0, "-tr", TRAINER, "-p", PLANS, "-device", "cpu", "--seed", seed,
         "--epochs", difficulty.epochs, "--iterations_per_epoch", difficulty.iterations,
-        "-pretrained_weights", start / "checkpoint_final.pth",
+        "-pretrained_weights", segmentation_checkpoint(work),
     )  # fmt: skip
     for heads in HEADS:
         predict(folder, folder / heads, heads)
@@ -194,17 +198,13 @@ def counts_and_scores(probabilities: Mapping[str, np.ndarray]) -> tuple[dict[str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    subparser = commands.add_parser("segmentation", help="the checkpoint that the runs start from")
-    subparser.add_argument("work", type=Path)
     subparser = commands.add_parser("run", help="one difficulty, or the demo, with one seed")
     subparser.add_argument("work", type=Path)
     subparser.add_argument("--difficulty", choices=("demo", *DIFFICULTIES), required=True)
     subparser.add_argument("--seed", type=int, required=True)
     commands.add_parser("summary", help="table of all runs")
     arguments = parser.parse_args()
-    if arguments.command == "segmentation":
-        train_segmentation(arguments.work.resolve())
-    elif arguments.command == "summary":
+    if arguments.command == "summary":
         summary()
     elif arguments.difficulty == "demo":
         demo(arguments.work.resolve(), arguments.seed)
