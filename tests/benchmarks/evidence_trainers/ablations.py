@@ -9,6 +9,7 @@ from torch import nn
 
 from nnunetv2.network_architecture.classification_heads import encoder_channels
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainerMultitask import nnUNetTrainerMultitask
+from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import nnUNetTrainerNoMirroring
 
 
 class nnUNetTrainerWeight003(nnUNetTrainerMultitask):
@@ -41,3 +42,7 @@ class nnUNetTrainerHeadLr003(nnUNetTrainerMultitask):
     """A learning rate of the heads ten times as large."""
 
     head_lr = 3e-3
+
+
+class nnUNetTrainerMultitaskNoMirroring(nnUNetTrainerMultitask, nnUNetTrainerNoMirroring):
+    """Without mirrored copies, in training and prediction."""
