@@ -34,7 +34,9 @@ from nnunetv2.training.checkpointing import (
     save_checkpoint_file,
 )
 from nnunetv2.training.data_augmentation.default_augmentation import (
+    INITIAL_PATCH_SCALE_RANGE,
     blocked_patch_axes,
+    restrict_axis_swaps,
     restrict_to_flip_insensitive,
     rotation_and_mirroring,
     training_transforms,
@@ -99,6 +101,9 @@ class nnUNetTrainer:
     num_val_iterations_per_epoch: int = 50
     num_epochs: int = 1000
     enable_deep_supervision: bool = True
+    dice_smooth: float = 1e-5  # added to numerator and denominator of the Dice loss
+    voxel_loss_weight: float = 1  # of the cross-entropy beside the Dice loss
+    initial_patch_scale_range: tuple[float, float] = INITIAL_PATCH_SCALE_RANGE  # of scalings that a patch is read large enough for
     save_every: int = 50  # epochs between two writings of checkpoint_latest.pth
     save_every_seconds: float = LATEST_CHECKPOINT_SECONDS  # and the time between two, whichever comes first
     disable_checkpointing: bool = False
@@ -317,16 +322,16 @@ class nnUNetTrainer:
         if self.label_manager.has_regions:
             loss = DC_and_BCE_loss(
                 {},
-                {"batch_dice": self.configuration_manager.batch_dice, "do_bg": True, "smooth": 1e-5, "ddp": self.is_ddp},
+                {"batch_dice": self.configuration_manager.batch_dice, "do_bg": True, "smooth": self.dice_smooth, "ddp": self.is_ddp},
+                weight_ce=self.voxel_loss_weight,
                 use_ignore_label=self.label_manager.ignore_label is not None,
                 dice_class=MemoryEfficientSoftDiceLoss,
             )
         else:
             loss = DC_and_CE_loss(
-                {"batch_dice": self.configuration_manager.batch_dice, "smooth": 1e-5, "do_bg": False, "ddp": self.is_ddp},
+                {"batch_dice": self.configuration_manager.batch_dice, "smooth": self.dice_smooth, "do_bg": False, "ddp": self.is_ddp},
                 {},
-                weight_ce=1,
-                weight_dice=1,
+                weight_ce=self.voxel_loss_weight,
                 ignore_label=self.label_manager.ignore_label,
                 dice_class=MemoryEfficientSoftDiceLoss,
             )
@@ -372,7 +377,7 @@ class nnUNetTrainer:
             Rotation range in radians, whether augmentation is 2D in each slice, patch size to cut before augmentation, mirror axes.
         """
         rotation_for_DA, do_dummy_2d_data_aug, initial_patch_size, mirror_axes = rotation_and_mirroring(
-            self.configuration_manager.patch_size, self.flip_sensitive_patch_axes()
+            self.configuration_manager.patch_size, self.flip_sensitive_patch_axes(), self.initial_patch_scale_range
         )
         self.print_to_log_file(f"do_dummy_2d_data_aug: {do_dummy_2d_data_aug}")
         self.inference_allowed_mirroring_axes = mirror_axes
@@ -530,6 +535,8 @@ class nnUNetTrainer:
             use_mask_for_norm=self.configuration_manager.use_mask_for_norm,
             **targets,
         )
+        if blocked:
+            restrict_axis_swaps(train_transforms, blocked)
         return initial_patch_size, train_transforms, self.get_validation_transforms(deep_supervision_scales, **targets)
 
     def get_dataloaders(self) -> tuple[Any, Any]:
@@ -588,9 +595,7 @@ class nnUNetTrainer:
             **self.class_label_arguments(),
             **loader_options,
         }
-        loader = loader_class(
-            dataset, self.batch_size, patch_size, self.configuration_manager.patch_size, self.label_manager, **options
-        )
+        loader = loader_class(dataset, self.batch_size, patch_size, self.configuration_manager.patch_size, self.label_manager, **options)
         return BatchStream(
             loader,
             batches_per_epoch,
@@ -615,9 +620,7 @@ class nnUNetTrainer:
         for _ in range(self.current_epoch, self.num_epochs):
             self.on_epoch_start()
             self.on_train_epoch_start()
-            train_outputs = [
-                self.run_step(self.train_step, next(self.dataloader_train)) for _ in range(self.num_iterations_per_epoch)
-            ]
+            train_outputs = [self.run_step(self.train_step, next(self.dataloader_train)) for _ in range(self.num_iterations_per_epoch)]
             self.on_train_epoch_end(train_outputs)
             with torch.no_grad():
                 self.on_validation_epoch_start()
