@@ -72,6 +72,7 @@ SEED_LIMIT = 2**31 - 1
 SEED_OFFSET_OF_VALIDATION = 1_000_003  # so that training and validation patches are drawn independently
 # Named in checkpoints, so that a continued training keeps the options it was started with.
 RUN_OPTIONS = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch")
+ENTRIES_ABOUT_CASES = ("case_labels", "case_groups")  # of dataset.json; loggers may send what they get to somebody else's server
 CITATION = (
     "The method is nnU-Net. Please cite it:\n"
     "Isensee, F., Jaeger, P. F., Kohl, S. A., Petersen, J., & Maier-Hein, K. H. (2021). nnU-Net: a self-configuring method for deep "
@@ -181,7 +182,9 @@ class nnUNetTrainer:
         os.makedirs(self.output_folder, exist_ok=True)
         now = datetime.now()
         self.log_file = join(self.output_folder, f"training_log_{now.year}_{now.month}_{now.day}_{now.strftime('%H_%M_%S')}.txt")
-        self.logger = MetaLogger(self.output_folder, continue_training)
+        self.logger = MetaLogger(self.output_folder, continue_training, warn=lambda text: self.print_to_log_file(f"WARNING: {text}"))
+        shown = {key: value for key, value in dataset_json.items() if key not in ENTRIES_ABOUT_CASES}
+        self.logger.update_config({"plans": plans, "configuration": configuration, "fold": fold, "dataset": shown})
         self.print_to_log_file(f"\n{'#' * 70}\n{CITATION}{'#' * 70}\n", add_timestamp=False)
 
     # ------------------------------------------------------------------ setting up
