@@ -59,7 +59,7 @@ from nnunetv2.utilities.crossval_split import check_splits, generate_crossval_sp
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.file_io import NO_SPACE_ERRORS, copy_file, load_json, save_json
 from nnunetv2.utilities.file_path_utilities import get_output_folder
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.get_network_from_plans import build_trainers_network, get_network_from_plans
 from nnunetv2.utilities.helpers import empty_cache
 from nnunetv2.utilities.label_handling.classification_labels import CaseLabels, ClassificationTask, load_case_groups
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
@@ -265,10 +265,11 @@ class nnUNetTrainer:
 
     def build_network_for_training(self) -> nn.Module:
         """Call :meth:`build_network_architecture` in the signature that this class gives it."""
-        return build_network_of(
-            type(self),
+        return build_trainers_network(
+            self.build_network_architecture,
             self.plans_manager,
             self.configuration_manager,
+            self.dataset_json,
             self.num_input_channels,
             self.label_manager.num_segmentation_heads,
             self.enable_deep_supervision,
@@ -1100,38 +1101,6 @@ class nnUNetTrainer:
             values["gpu_name"] = torch.cuda.get_device_name(self.device)
             values["cudnn_version"] = str(torch.backends.cudnn.version())
         save_json(values, join(self.output_folder, "debug.json"), sort_keys=True)
-
-
-def build_network_of(
-    trainer_class: type[nnUNetTrainer],
-    plans_manager: PlansManager,
-    configuration_manager: ConfigurationManager,
-    num_input_channels: int,
-    num_output_channels: int,
-    enable_deep_supervision: bool,
-) -> nn.Module:
-    """Network of a trainer class, also of one that still has the signature of nnU-Net before 2.7."""
-    import inspect
-
-    parameters = inspect.signature(trainer_class.build_network_architecture).parameters
-    if "plans_manager" in parameters:
-        return trainer_class.build_network_architecture(
-            plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
-        )
-    warnings.warn(
-        f"{trainer_class.__name__}.build_network_architecture has the signature of nnU-Net before 2.7. Change it to (plans_manager, "
-        "configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision).",
-        DeprecationWarning,
-        stacklevel=2,
-    )
-    return trainer_class.build_network_architecture(
-        configuration_manager.network_arch_class_name,
-        configuration_manager.network_arch_init_kwargs,
-        configuration_manager.network_arch_init_kwargs_req_import,
-        num_input_channels,
-        num_output_channels,
-        enable_deep_supervision,
-    )
 
 
 def loss_values(losses: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
