@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from nnunetv2.training.data_augmentation.default_augmentation import training_transforms
 from nnunetv2.training.data_augmentation.strong_augmentation import strong_training_transforms
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainerMultitask import nnUNetTrainerMultitask
+from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerDA5 import nnUNetTrainerDA5
 from nnunetv2.utilities.file_io import load_json
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
@@ -396,3 +398,39 @@ def test_the_noise_of_a_benchmark_suits_the_loss(kind: str, tiny_training: Folde
     batch = next(trainer.get_dataloaders()[0])
     trainer.set_deep_supervision_enabled(True)
     assert np.isfinite(trainer.train_step(batch)["loss"])
+
+
+# --- with class heads
+
+
+def test_a_variant_gets_class_heads_by_a_second_base_and_swaps_no_flip_sensitive_axis(tiny_training: Folders) -> None:
+    class Both(nnUNetTrainerMultitask, nnUNetTrainerDA5):
+        pass
+
+    trainer = make_trainer(Both, tiny_training["preprocessed"])
+    assert "side" in trainer.classification_tasks  # left and right: the last axis of the patch, as long as the one before
+    trainer.on_train_start()
+    _, transforms, _ = trainer.patches_and_transforms()
+    steps = [getattr(step, "transform", step) for step in transforms.transforms]
+    assert "SharpeningTransform" in {type(step).__name__ for step in steps}
+    assert not {"Rot90Transform", "TransposeAxesTransform"} & {type(step).__name__ for step in steps}
+    assert trainer.inference_allowed_mirroring_axes == (0, 1)
+    assert {"loss", "loss_classification_side"} <= set(trainer.train_step(next(trainer.dataloader_train)))
+    alone = variant("nnUNetTrainerDA5", tiny_training).patches_and_transforms()[1]
+    assert {"Rot90Transform", "TransposeAxesTransform"} <= {type(getattr(step, "transform", step)).__name__ for step in alone.transforms}
+
+
+@pytest.mark.parametrize(
+    ("name", "scheduler", "loss"),
+    [
+        ("nnUNetTrainer_warmup", "Lin_incr_LRScheduler", "DC_and_CE_loss"),
+        ("nnUNetTrainerTopk10Loss", "PolyLRScheduler", "TopKLoss"),
+    ],
+)
+def test_other_variants_train_with_class_heads_too(name: str, scheduler: str, loss: str, tiny_training: Folders) -> None:
+    both = type("Both", (nnUNetTrainerMultitask, recursive_find_trainer_class_by_name(name)), {})
+    trainer = make_trainer(both, tiny_training["preprocessed"])
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    assert (type(trainer.lr_scheduler).__name__, type(trainer.loss.loss).__name__) == (scheduler, loss)
+    assert np.isfinite(trainer.train_step(next(trainer.dataloader_train))["loss"])
