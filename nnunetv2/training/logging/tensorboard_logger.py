@@ -35,6 +35,7 @@ class TensorBoardLogger:
         self._folder = Path(output_folder) / FOLDER
         self._writer: Any = None
         self._config: dict[str, Any] = {}
+        self._resume = resume
         self._step = 0
 
     def update_config(self, config: dict) -> None:
@@ -45,29 +46,35 @@ class TensorBoardLogger:
 
     def log(self, key: str, value: Any, step: int) -> None:
         """Log a value of an epoch: a number as a point of a curve, anything else as text."""
-        writer = self._writer_at(step)
+        self._open(purge_step=step)
         self._step = step
-        if _is_number(value):
-            if math.isfinite(value):
-                writer.add_scalar(key, float(value), step)
-        else:
-            writer.add_text(key, str(value), step)
-        writer.flush()
+        self._write(key, value)
 
     def log_summary(self, key: str, value: Any) -> None:
-        """Log a value of the whole training at its last epoch."""
-        self.log(key, value, self._step)
+        """Log a value of the whole training at the last epoch that was logged here."""
+        # A validation that is repeated logs no epoch, and the curves of the training stay.
+        self._open(purge_step=None if self._resume else 0)
+        self._write(key, value)
 
-    def _writer_at(self, step: int) -> Any:
-        """The writer, made when the first epoch is known: everything of that epoch and later ones counts as never logged."""
+    def _open(self, purge_step: int | None) -> None:
+        """Make the writer when the first epoch is known: everything of that epoch and later ones counts as never logged."""
         if self._writer is None:
-            self._writer = self._writer_class(log_dir=str(self._folder), purge_step=step)
-            self._step = step
+            self._writer = self._writer_class(log_dir=str(self._folder), purge_step=purge_step)
+            self._step = purge_step or 0
             self._write_config()
-        return self._writer
+
+    def _write(self, key: str, value: Any) -> None:
+        """Write one value at once, so that it can be looked at during a long epoch."""
+        if not _is_number(value):
+            self._writer.add_text(key, str(value), self._step)
+        elif math.isfinite(value):
+            self._writer.add_scalar(key, float(value), self._step)
+        self._writer.flush()
 
     def _write_config(self) -> None:
         """The settings as indented JSON, which TensorBoard shows as it is."""
+        if not self._config:
+            return
         lines = json.dumps(self._config, indent=2, default=str).splitlines()
         self._writer.add_text("config", "\n".join(f"    {line}" for line in lines), self._step)
 

@@ -262,6 +262,7 @@ def test_csv_of_a_continued_training_keeps_the_epochs_before(tmp_path: Path, mon
         for epoch in epochs:
             logger.loggers[0].log("lrs", 0.1 + resume, epoch)
             logger.loggers[0].log("epoch_end_timestamps", 5.0, epoch)
+    MetaLogger(tmp_path, resume=True).log_summary("final_val/foreground_dice", 0.8)  # a validation that is repeated
     assert [(row["epoch"], row["lrs"]) for row in rows(tmp_path)] == [("0", "0.1"), ("1", "1.1"), ("2", "1.1")]
     MetaLogger(tmp_path, resume=False).loggers[0].log("epoch_end_timestamps", 5.0, 0)
     assert len(rows(tmp_path)) == 1
@@ -286,6 +287,10 @@ def test_tensorboard_shows_the_curves_of_the_continued_training(tmp_path: Path, 
     assert "dice_per_class_or_region/class_1" in events.Tags()["scalars"]
     assert "dice_per_class_or_region/class_2" not in events.Tags()["scalars"]  # not a number in every epoch
     assert [(event.step, event.value) for event in events.Scalars("final_val/foreground_dice")] == [(3, 0.75)]
+    MetaLogger(tmp_path, resume=True).log_summary("final_val/foreground_dice", 0.8)  # a validation that is repeated
+    events.Reload()
+    assert [event.step for event in events.Scalars("lrs")] == [0, 1, 2, 3]
+    assert [event.value for event in events.Scalars("final_val/foreground_dice")] == pytest.approx([0.75, 0.8])
     assert "initial_lr" in events.Tensors("config/text_summary")[-1].tensor_proto.string_val[0].decode()
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_datasets import PLANS
 from tiny_trainings import make_trainer
 
+from nnunetv2.cli.train import main as train
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainerMultitask import nnUNetTrainerMultitask
 
 
@@ -58,3 +60,16 @@ def test_loggers_learn_the_settings_but_nothing_about_single_cases(tiny_training
     assert "case_groups" in trainer_with_cases.dataset_json
     assert "Jane Doe" not in str(configs[1])
     assert configs[1]["dataset"]["labels"] == trainer.dataset_json["labels"]
+
+
+def test_a_repeated_validation_keeps_the_curves(tiny_training: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("nnUNet_csv_enabled", "1")
+    options = ["2", "3d_fullres", "0", "-p", PLANS, "-device", "cpu"]
+    train([*options, "--epochs", "1", "--iterations_per_epoch", "1"])
+    fold = tiny_training["results"] / "Dataset002_Plain" / f"nnUNetTrainer__{PLANS}__3d_fullres" / "fold_0"
+    tables = [(fold / name).read_text() for name in ("progress.csv", "progress_summary.csv")]
+    assert "final_val/foreground_dice" in tables[1]
+    (fold / "progress_summary.csv").write_text("key,value\nmine,1\n")
+    train([*options, "--val"])
+    assert (fold / "progress.csv").read_text() == tables[0]
+    assert set(tables[1].splitlines()) | {"mine,1"} == set((fold / "progress_summary.csv").read_text().splitlines())
