@@ -18,7 +18,8 @@ def nnunet_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str,
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     monkeypatch.setenv("nnUNet_def_n_proc", "1")
     monkeypatch.delenv("nnUNet_extTrainer", raising=False)
-    monkeypatch.delenv("nnUNet_wandb_enabled", raising=False)
+    for logger in ("wandb", "tensorboard", "csv"):
+        monkeypatch.delenv(f"nnUNet_{logger}_enabled", raising=False)
     return folders
 
 

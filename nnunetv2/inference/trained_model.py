@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import textwrap
 import warnings
@@ -19,7 +18,7 @@ from nnunetv2.network_architecture.joint_network import HEADS_PREFIX, with_class
 from nnunetv2.utilities.checkpoint_io import CheckpointError, load_checkpoint_file
 from nnunetv2.utilities.file_io import load_json
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.get_network_from_plans import build_trainers_network, get_network_from_plans
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -158,7 +157,9 @@ def check_belongs_to_folder(file: Path, checkpoint: Mapping[str, Any], plans_man
         ("dataset", plans.get("dataset_name"), plans_manager.plans.get("dataset_name")),
         ("plans", plans.get("plans_name"), plans_manager.plans.get("plans_name")),
     ]
-    differing = [f"{what} {found}, not {expected}" for what, found, expected in compared if None not in (found, expected) and found != expected]
+    differing = [
+        f"{what} {found}, not {expected}" for what, found, expected in compared if None not in (found, expected) and found != expected
+    ]
     if differing:
         raise ValueError(
             f"{file} is not of the model in {folder}: it was trained with {'; '.join(differing)}. Put the checkpoint back into the folder of "
@@ -190,15 +191,9 @@ def build_network(
     except (RuntimeError, ImportError, AssertionError) as error:
         warnings.warn(f"{error} The network is built from the plans instead.", stacklevel=2)
         return get_network_from_plans(*_architecture(configuration_manager), num_input, num_output, deep_supervision=False)
-    if "plans_manager" in inspect.signature(build).parameters:
-        return build(plans_manager, configuration_manager, num_input, num_output, enable_deep_supervision=False)
-    warnings.warn(
-        f"{trainer_name}.build_network_architecture has the signature of nnU-Net before 2.7; it still works. "
-        "Change it to (plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision).",
-        DeprecationWarning,
-        stacklevel=2,
+    return build_trainers_network(
+        build, plans_manager, configuration_manager, dataset_json, num_input, num_output, enable_deep_supervision=False
     )
-    return build(*_architecture(configuration_manager), num_input, num_output, enable_deep_supervision=False)
 
 
 def _architecture(configuration_manager: ConfigurationManager) -> tuple[str, dict, Sequence[str]]:

@@ -86,9 +86,9 @@ def run_training(
             head_refit,
         )
     _prepare_device(device)
-    trainer = get_trainer_from_args(
-        dataset_name_or_id, configuration, fold, trainer_class_name, plans_identifier, continue_training, device
-    )
+    # Loggers add the scores of a repeated validation to what they have of the training.
+    goes_on = continue_training or only_run_validation or only_refit_heads
+    trainer = get_trainer_from_args(dataset_name_or_id, configuration, fold, trainer_class_name, plans_identifier, goes_on, device)
     trainer.disable_checkpointing = disable_checkpointing
     trainer.use_run_options(_run_options(num_epochs, num_iterations_per_epoch))
     if seed is not None:

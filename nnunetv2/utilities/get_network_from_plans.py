@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import pydoc
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,16 @@ from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 if TYPE_CHECKING:
     from torch import nn
 
+    from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
 # A plan names classes by dotted path. Only these packages are imported on its word; nnUNet_allowed_imports adds more.
 ALLOWED_PACKAGES = ("torch.nn", "dynamic_network_architectures", "nnunetv2")
 ALLOWED_PACKAGES_VARIABLE = "nnUNet_allowed_imports"
+
+# Parameters of a trainer's build_network_architecture.
+_CURRENT = ("plans_manager", "configuration_manager", "num_input_channels", "num_output_channels", "enable_deep_supervision")
+_BEFORE_2_7 = ("architecture_class_name", "arch_init_kwargs", "arch_init_kwargs_req_import", *_CURRENT[2:])
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 def get_network_from_plans(
@@ -53,6 +61,50 @@ def get_network_from_plans(
     if allow_init and hasattr(network, "initialize"):
         network.apply(network.initialize)
     return network
+
+
+def build_trainers_network(
+    build: Callable[..., nn.Module],
+    plans_manager: PlansManager,
+    configuration_manager: ConfigurationManager,
+    dataset_json: dict,
+    num_input_channels: int,
+    num_output_channels: int,
+    enable_deep_supervision: bool,
+) -> nn.Module:
+    """Call a trainer's ``build_network_architecture`` in the signature that it has.
+
+    Known are that of nnU-Net 2.7 and later, that of 2.4 to 2.6 (the architecture's parts in place of the managers) and that of 2.0 to
+    2.3 (``dataset_json`` in place of the number of outputs), in any order of their parameters.
+
+    Raises:
+        TypeError: If it needs a trainer, which there is none of at prediction.
+    """
+    values = {
+        "plans_manager": plans_manager,
+        "configuration_manager": configuration_manager,
+        "num_input_channels": num_input_channels,
+        "num_output_channels": num_output_channels,
+        "enable_deep_supervision": enable_deep_supervision,
+        "dataset_json": dataset_json,
+        "architecture_class_name": configuration_manager.network_arch_class_name,
+        "arch_init_kwargs": configuration_manager.network_arch_init_kwargs,
+        "arch_init_kwargs_req_import": configuration_manager.network_arch_init_kwargs_req_import,
+    }
+    parameters = inspect.signature(build).parameters
+    if "self" in parameters:
+        raise TypeError(f"{build.__qualname__} must be a @staticmethod: prediction builds the network without a trainer.")
+    if not set(_CURRENT) <= set(parameters):
+        warnings.warn(
+            f"{build.__qualname__} has the signature of nnU-Net before 2.7, or one of its own. Change it to ({', '.join(_CURRENT)}).",
+            DeprecationWarning,
+            stacklevel=3,
+        )
+    needed = {name for name, parameter in parameters.items() if parameter.default is parameter.empty and parameter.kind in _NAMED}
+    if needed <= set(values):
+        return build(**{name: value for name, value in values.items() if name in parameters})
+    # With names of their own, parameters are told by their number and places.
+    return build(*(values[name] for name in (_BEFORE_2_7 if len(parameters) == len(_BEFORE_2_7) else _CURRENT)))
 
 
 def _locate(path: str, search: bool = False) -> Any:

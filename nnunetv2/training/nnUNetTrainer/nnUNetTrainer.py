@@ -34,7 +34,9 @@ from nnunetv2.training.checkpointing import (
     save_checkpoint_file,
 )
 from nnunetv2.training.data_augmentation.default_augmentation import (
+    INITIAL_PATCH_SCALE_RANGE,
     blocked_patch_axes,
+    restrict_axis_swaps,
     restrict_to_flip_insensitive,
     rotation_and_mirroring,
     training_transforms,
@@ -57,7 +59,7 @@ from nnunetv2.utilities.crossval_split import check_splits, generate_crossval_sp
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.file_io import NO_SPACE_ERRORS, copy_file, load_json, save_json
 from nnunetv2.utilities.file_path_utilities import get_output_folder
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.get_network_from_plans import build_trainers_network, get_network_from_plans
 from nnunetv2.utilities.helpers import empty_cache
 from nnunetv2.utilities.label_handling.classification_labels import CaseLabels, ClassificationTask, load_case_groups
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
@@ -70,6 +72,7 @@ SEED_LIMIT = 2**31 - 1
 SEED_OFFSET_OF_VALIDATION = 1_000_003  # so that training and validation patches are drawn independently
 # Named in checkpoints, so that a continued training keeps the options it was started with.
 RUN_OPTIONS = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch")
+ENTRIES_ABOUT_CASES = ("case_labels", "case_groups")  # of dataset.json; loggers may send what they get to somebody else's server
 CITATION = (
     "The method is nnU-Net. Please cite it:\n"
     "Isensee, F., Jaeger, P. F., Kohl, S. A., Petersen, J., & Maier-Hein, K. H. (2021). nnU-Net: a self-configuring method for deep "
@@ -99,6 +102,9 @@ class nnUNetTrainer:
     num_val_iterations_per_epoch: int = 50
     num_epochs: int = 1000
     enable_deep_supervision: bool = True
+    dice_smooth: float = 1e-5  # added to numerator and denominator of the Dice loss
+    voxel_loss_weight: float = 1  # of the cross-entropy beside the Dice loss
+    initial_patch_scale_range: tuple[float, float] = INITIAL_PATCH_SCALE_RANGE  # of scalings that a patch is read large enough for
     save_every: int = 50  # epochs between two writings of checkpoint_latest.pth
     save_every_seconds: float = LATEST_CHECKPOINT_SECONDS  # and the time between two, whichever comes first
     disable_checkpointing: bool = False
@@ -171,7 +177,9 @@ class nnUNetTrainer:
         os.makedirs(self.output_folder, exist_ok=True)
         now = datetime.now()
         self.log_file = join(self.output_folder, f"training_log_{now.year}_{now.month}_{now.day}_{now.strftime('%H_%M_%S')}.txt")
-        self.logger = MetaLogger(self.output_folder, continue_training)
+        self.logger = MetaLogger(self.output_folder, continue_training, warn=lambda text: self.print_to_log_file(f"WARNING: {text}"))
+        shown = {key: value for key, value in dataset_json.items() if key not in ENTRIES_ABOUT_CASES}
+        self.logger.update_config({"plans": plans, "configuration": configuration, "fold": fold, "dataset": shown})
         self.print_to_log_file(f"\n{'#' * 70}\n{CITATION}{'#' * 70}\n", add_timestamp=False)
 
     # ------------------------------------------------------------------ setting up
@@ -252,10 +260,11 @@ class nnUNetTrainer:
 
     def build_network_for_training(self) -> nn.Module:
         """Call :meth:`build_network_architecture` in the signature that this class gives it."""
-        return build_network_of(
-            type(self),
+        return build_trainers_network(
+            self.build_network_architecture,
             self.plans_manager,
             self.configuration_manager,
+            self.dataset_json,
             self.num_input_channels,
             self.label_manager.num_segmentation_heads,
             self.enable_deep_supervision,
@@ -312,16 +321,16 @@ class nnUNetTrainer:
         if self.label_manager.has_regions:
             loss = DC_and_BCE_loss(
                 {},
-                {"batch_dice": self.configuration_manager.batch_dice, "do_bg": True, "smooth": 1e-5, "ddp": self.is_ddp},
+                {"batch_dice": self.configuration_manager.batch_dice, "do_bg": True, "smooth": self.dice_smooth, "ddp": self.is_ddp},
+                weight_ce=self.voxel_loss_weight,
                 use_ignore_label=self.label_manager.ignore_label is not None,
                 dice_class=MemoryEfficientSoftDiceLoss,
             )
         else:
             loss = DC_and_CE_loss(
-                {"batch_dice": self.configuration_manager.batch_dice, "smooth": 1e-5, "do_bg": False, "ddp": self.is_ddp},
+                {"batch_dice": self.configuration_manager.batch_dice, "smooth": self.dice_smooth, "do_bg": False, "ddp": self.is_ddp},
                 {},
-                weight_ce=1,
-                weight_dice=1,
+                weight_ce=self.voxel_loss_weight,
                 ignore_label=self.label_manager.ignore_label,
                 dice_class=MemoryEfficientSoftDiceLoss,
             )
@@ -367,7 +376,7 @@ class nnUNetTrainer:
             Rotation range in radians, whether augmentation is 2D in each slice, patch size to cut before augmentation, mirror axes.
         """
         rotation_for_DA, do_dummy_2d_data_aug, initial_patch_size, mirror_axes = rotation_and_mirroring(
-            self.configuration_manager.patch_size, self.flip_sensitive_patch_axes()
+            self.configuration_manager.patch_size, self.flip_sensitive_patch_axes(), self.initial_patch_scale_range
         )
         self.print_to_log_file(f"do_dummy_2d_data_aug: {do_dummy_2d_data_aug}")
         self.inference_allowed_mirroring_axes = mirror_axes
@@ -567,6 +576,8 @@ class nnUNetTrainer:
             use_mask_for_norm=self.configuration_manager.use_mask_for_norm,
             **targets,
         )
+        if blocked:
+            restrict_axis_swaps(train_transforms, blocked)
         return initial_patch_size, train_transforms, self.get_validation_transforms(deep_supervision_scales, **targets)
 
     def get_dataloaders(self) -> tuple[Any, Any]:
@@ -625,9 +636,7 @@ class nnUNetTrainer:
             **self.class_label_arguments(),
             **loader_options,
         }
-        loader = loader_class(
-            dataset, self.batch_size, patch_size, self.configuration_manager.patch_size, self.label_manager, **options
-        )
+        loader = loader_class(dataset, self.batch_size, patch_size, self.configuration_manager.patch_size, self.label_manager, **options)
         return BatchStream(
             loader,
             batches_per_epoch,
@@ -652,9 +661,7 @@ class nnUNetTrainer:
         for _ in range(self.current_epoch, self.num_epochs):
             self.on_epoch_start()
             self.on_train_epoch_start()
-            train_outputs = [
-                self.run_step(self.train_step, next(self.dataloader_train)) for _ in range(self.num_iterations_per_epoch)
-            ]
+            train_outputs = [self.run_step(self.train_step, next(self.dataloader_train)) for _ in range(self.num_iterations_per_epoch)]
             self.on_train_epoch_end(train_outputs)
             with torch.no_grad():
                 self.on_validation_epoch_start()
@@ -1131,38 +1138,6 @@ class nnUNetTrainer:
             values["gpu_name"] = torch.cuda.get_device_name(self.device)
             values["cudnn_version"] = str(torch.backends.cudnn.version())
         save_json(values, join(self.output_folder, "debug.json"), sort_keys=True)
-
-
-def build_network_of(
-    trainer_class: type[nnUNetTrainer],
-    plans_manager: PlansManager,
-    configuration_manager: ConfigurationManager,
-    num_input_channels: int,
-    num_output_channels: int,
-    enable_deep_supervision: bool,
-) -> nn.Module:
-    """Network of a trainer class, also of one that still has the signature of nnU-Net before 2.7."""
-    import inspect
-
-    parameters = inspect.signature(trainer_class.build_network_architecture).parameters
-    if "plans_manager" in parameters:
-        return trainer_class.build_network_architecture(
-            plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
-        )
-    warnings.warn(
-        f"{trainer_class.__name__}.build_network_architecture has the signature of nnU-Net before 2.7. Change it to (plans_manager, "
-        "configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision).",
-        DeprecationWarning,
-        stacklevel=2,
-    )
-    return trainer_class.build_network_architecture(
-        configuration_manager.network_arch_class_name,
-        configuration_manager.network_arch_init_kwargs,
-        configuration_manager.network_arch_init_kwargs_req_import,
-        num_input_channels,
-        num_output_channels,
-        enable_deep_supervision,
-    )
 
 
 def loss_values(losses: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
