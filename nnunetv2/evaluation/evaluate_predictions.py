@@ -34,6 +34,7 @@ __all__ = [
     "compute_tp_fp_fn_tn",
     "evaluate_folder_entry_point",
     "evaluate_simple_entry_point",
+    "foreground_dice",
     "key_to_label_or_region",
     "label_or_region_to_key",
     "labels_to_list_of_regions",
@@ -219,6 +220,14 @@ def summarize(cases: Sequence[Mapping[str, Any]], regions_or_labels: Sequence[La
         "mean": mean,
         "foreground_mean": {name: float(np.mean([values[name] for values in foreground])) for name in names},
     }
+
+
+def foreground_dice(results: Mapping[str, Any]) -> float:
+    """Mean Dice of the foreground labels that have one; NaN if none has.
+
+    Equals ``foreground_mean`` unless a label has no Dice in any case, where that mean is NaN and nothing could be compared.
+    """
+    return _mean_of_numbers([values["Dice"] for label, values in results["mean"].items() if label not in (0, (0,))])
 
 
 def _mean_of_numbers(values: Sequence[float]) -> float:
