@@ -33,6 +33,7 @@ from nnunetv2.postprocessing.remove_connected_components import POSTPROCESSING_P
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.file_io import atomic_path, load_json, save_json
 from nnunetv2.utilities.file_path_utilities import (
+    convert_trainer_plans_config_to_identifier,
     get_ensemble_name,
     get_output_folder,
 )
@@ -179,7 +180,7 @@ def _scored_model(dataset_name: str, model: Model, folds: Sequence[int | str], n
     summaries = _class_summaries(pooled)
     scores = {name: summary["case_score"] for name, summary in summaries.items()}
     # The first of equals: the set of heads that nnUNetv2_predict takes by itself.
-    table = max(scores, key=lambda name: -np.inf if np.isnan(scores[name]) else scores[name]) if scores else None
+    table = max(scores, key=lambda name: _rank(scores[name])) if scores else None
     member = Member(model=model, folder=folder, checkpoint=validated_checkpoint(folder, folds), class_scores=scores, class_table=table)
     return Candidate(
         name=folder.name,
@@ -188,6 +189,11 @@ def _scored_model(dataset_name: str, model: Model, folds: Sequence[int | str], n
         dice=foreground_dice(load_summary_json(pooled / "summary.json")),
         classes=None if table is None else _score_extract(summaries[table]),
     )
+
+
+def _rank(score: float) -> float:
+    """A score to compare by; what is no number is the lowest."""
+    return -np.inf if np.isnan(score) else score
 
 
 def _scored_pair(
@@ -377,18 +383,17 @@ def _result_lines(information: Mapping[str, Any]) -> list[str]:
     lines = ["", f"Cross-validation, folds {' '.join(map(str, information['folds']))}: mean foreground Dice{', classes' if scored else ''}"]
     for name, dice in results.items():
         lines.append(f"  {dice:.4f}{_class_text(scored.get(name))}  {name}")
-    winner = max((name for name in results if not np.isnan(results[name])), key=results.get)
+    winner = _winner(information)
     pre, post = best["result_on_crossval_pre_pp"], best["result_on_crossval_post_pp"]
-    lines.append(
-        f"Best: {winner}, Dice {pre:.4f}, after postprocessing {post:.4f}. It is the best of {len(results)}, which favours it a little."
-    )
+    favoured = f" It is the best of {len(results)}, which makes its score a little too good." if len(results) > 1 else ""
+    lines.append(f"Best: {winner}, Dice {pre:.4f}, after postprocessing {post:.4f}.{favoured}")
     if scored:
         lines += [
             "",
             "The Dice alone has chosen the model. Case score: mean over tasks of macro-F1, macro average precision or quadratic kappa.",
         ]
-        favourite = max(scored, key=lambda name: -np.inf if np.isnan(scored[name]["case_score"]) else scored[name]["case_score"])
-        if favourite != winner:
+        favourite = max(scored, key=lambda name: _rank(scored[name]["case_score"]))
+        if winner not in scored or _rank(scored[favourite]["case_score"]) > _rank(scored[winner]["case_score"]):
             lines.append(f"By the case score {favourite} would be the best ({scored[favourite]['case_score']:.4f}).")
         for name, scores in classes.get("case_scores_of_heads", {}).items():
             lines.append(f"  heads of {name}: " + ", ".join(f"{heads} {score:.4f}" for heads, score in scores.items()))
@@ -396,6 +401,13 @@ def _result_lines(information: Mapping[str, Any]) -> list[str]:
         if tried > 1:
             lines.append(f"The heads with the highest case score are taken; being the best of {tried}, their score is a little too good.")
     return lines
+
+
+def _winner(information: Mapping[str, Any]) -> str:
+    """Name of the best model or ensemble."""
+    selected = information["best_model_or_ensemble"]["selected_model_or_models"]
+    names = [convert_trainer_plans_config_to_identifier(*_key(entry)) for entry in selected]
+    return names[0] if len(names) == 1 else get_ensemble_name(*names, information["folds"])
 
 
 def _class_text(classes: Mapping[str, Any] | None) -> str:
