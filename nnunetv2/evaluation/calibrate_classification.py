@@ -12,7 +12,7 @@ import numpy as np
 from nnunetv2.evaluation.calibration_fit import fit_calibration, mean_log_loss
 from nnunetv2.evaluation.classification_figures import plot_reliability
 from nnunetv2.evaluation.classification_metrics import known_cases, reliability
-from nnunetv2.evaluation.validation_tables import heads_that_count
+from nnunetv2.evaluation.validation_tables import CROSS_VALIDATION_FILE, heads_that_count
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.file_io import load_json
 from nnunetv2.utilities.label_handling.class_calibration import CALIBRATION_FILE, ClassCalibration, TaskCalibration
@@ -48,11 +48,18 @@ def read_out_of_fold_table(
 
     Raises:
         FileNotFoundError: If no fold has a table.
-        ValueError: If some folds have refitted heads and others none, so that their probabilities are of different kinds.
+        ValueError: If the folder pools those of models, or if some folds have refitted heads and others none, so that their probabilities
+            are of different kinds.
     """
     model_folder = Path(model_folder)
     tables = {file.parents[1].name.removeprefix("fold_"): file for file in model_folder.glob(f"fold_*/validation/{CLASSIFICATION_FILE}")}
     files = {int(fold): file for fold, file in tables.items() if fold.isdecimal()}  # not fold_all, nor a copy such as fold_0_old
+    if not files and (model_folder / CROSS_VALIDATION_FILE).is_file():
+        models = " and ".join(load_json(model_folder / CROSS_VALIDATION_FILE)["models"])
+        raise ValueError(
+            f"{model_folder} pools the validation of {models}. A calibration belongs to a model and is applied when it predicts: give the "
+            "folder of the model. Members of an ensemble are calibrated one by one."
+        )
     if not files:
         raise FileNotFoundError(
             f"No fold in {model_folder} has a file validation/{CLASSIFICATION_FILE}. It is written at the end of a training with "

@@ -14,7 +14,7 @@ import numpy as np
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.evaluation.evaluate_classification import find_groups
 from nnunetv2.evaluation.evaluate_predictions import SMALL_JOB_BYTES, compute_metrics, load_summary_json
-from nnunetv2.evaluation.validation_tables import class_tables_of_folder
+from nnunetv2.evaluation.validation_tables import CROSS_VALIDATION_FILE, class_tables_of_folder
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
 from nnunetv2.report.content import MODEL, PREDICTIONS, CaseFiles, FoldTraining, ReportContent, by_structure, structures_of
@@ -393,7 +393,14 @@ def _add_overlaps(content: ReportContent, stored: Mapping[str, Any], sources: So
 
 
 def _check_not_of_the_training(content: ReportContent, dataset: _Dataset) -> None:
-    """Look for predicted cases that belong to the training cases of the dataset."""
+    """Look for predicted cases that belong to the training cases of the dataset, or of their own fold where folds were pooled."""
+    if (content.folder / CROSS_VALIDATION_FILE).is_file():
+        pooled = load_json(content.folder / CROSS_VALIDATION_FILE)
+        content.folds = tuple(str(fold) for fold in pooled["folds"])
+        content.fold_of = {case: str(fold) for case, fold in pooled["fold_of"].items() if case in content.identifiers}
+        content.notes.append(f"Pooled validation predictions of {' and '.join(pooled['models'])}.")
+        _check_held_out(content)
+        return
     known: set[str] = set()
     if content.splits is not None:
         known = {case for split in content.splits for part in ("train", "val") for case in split[part]}
