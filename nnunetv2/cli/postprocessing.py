@@ -72,6 +72,8 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 def _file(given: str | None, folder: str, name: str) -> str:
     """The file that was given, or the one beside the predictions."""
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"There is no folder {folder}. Give a folder of predictions.")
     file = os.path.join(folder, f"{name}.json") if given is None else given
     if not os.path.isfile(file):
         raise FileNotFoundError(f"{file} does not exist. Give the file of the model that made the predictions with -{name}_json.")

@@ -17,6 +17,7 @@ from nnunetv2.evaluation.accumulate_cv_results import (
     some,
     validation_files,
 )
+from nnunetv2.evaluation.evaluate_predictions import processes_for_files
 from nnunetv2.evaluation.validation_tables import ClassRows, PooledTables, known_labels, pooled_class_tables, write_pooled_tables
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.scheduling import run_per_case
@@ -226,7 +227,7 @@ def _merge_cases(
             for identifier, members in files.items()
         ],
         identifiers=list(files),
-        num_processes=num_processes,
+        num_processes=processes_for_files([file for members in files.values() for file in members], num_processes),
         description="ensemble",
         show_progress=False,
     )

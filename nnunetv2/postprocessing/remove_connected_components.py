@@ -22,6 +22,7 @@ from nnunetv2.evaluation.evaluate_predictions import (
     foreground_dice,
     label_or_region_to_key,
     load_summary_json,
+    processes_for_files,
     save_summary_json,
     summarize,
 )
@@ -236,7 +237,7 @@ def _tried(state: _State, task: _Task, labels_or_regions: Any) -> _State:
             for name in names
         ],
         identifiers=names,
-        num_processes=task.num_processes,
+        num_processes=processes_for_files(state.files.values(), task.num_processes),
         description="postprocessing",
         show_progress=False,
     )  # fmt: skip
@@ -393,6 +394,8 @@ def apply_postprocessing_to_folder(
         FileNotFoundError: If plans, ``dataset.json`` or predictions are missing.
     """
     source, target = Path(input_folder), Path(output_folder)
+    if not source.is_dir():
+        raise FileNotFoundError(f"There is no folder {source}. Give a folder of predictions.")
     plans = _described_by(plans_file_or_dict, source / "plans.json", "-plans_json")
     dataset_json = _json(_described_by(dataset_json_file_or_dict, source / "dataset.json", "-dataset_json"))
     ending, reader = dataset_json["file_ending"], PlansManager(_path_or_dict(plans)).image_reader_writer_class()
@@ -404,7 +407,7 @@ def apply_postprocessing_to_folder(
         load_postprocess_save,
         [(str(source / name), str(target / name), reader, list(pp_fns), list(pp_fn_kwargs)) for name in names],
         identifiers=[name.removesuffix(ending) for name in names],
-        num_processes=num_processes,
+        num_processes=processes_for_files([source / name for name in names], num_processes),
         description="postprocessing",
         show_progress=False,
     )

@@ -13,6 +13,8 @@ from tiny_datasets import SUBTYPE
 
 from nnunetv2.cli.find_best_configuration import find_best_configuration_entry
 from nnunetv2.cli.predict import build_predict_parser
+from nnunetv2.ensembling.ensemble import ensemble_crossvalidations
+from nnunetv2.evaluation import evaluate_predictions
 from nnunetv2.evaluation.evaluate_predictions import load_summary_json
 from nnunetv2.evaluation.find_best_configuration import (
     default_trained_models,
@@ -22,7 +24,7 @@ from nnunetv2.evaluation.find_best_configuration import (
     generate_inference_command,
     print_inference_instructions,
 )
-from nnunetv2.postprocessing.remove_connected_components import load_postprocessing
+from nnunetv2.postprocessing.remove_connected_components import determine_postprocessing, load_postprocessing
 from nnunetv2.utilities.file_io import load_json, save_json
 from nnunetv2.utilities.label_handling.classification_labels import classification_tasks
 from nnunetv2.utilities.label_handling.classification_table import read_classification_csv, write_classification_csv
@@ -241,3 +243,20 @@ def test_information_without_classes_can_be_printed_anew(nnunet_folders, tmp_pat
     print_inference_instructions(information(dataset), tmp_path / "again.txt")
     assert (tmp_path / "again.txt").read_text() == (dataset.results / "inference_instructions.txt").read_text() == capsys.readouterr().out
     json.dumps(information(dataset))
+
+
+def test_worker_processes_find_the_same(nnunet_folders, tmp_path, monkeypatch) -> None:
+    labels = {"background": 0, "organ": 1}
+    dataset = write_cross_validation(nnunet_folders, labels=labels, num_cases=2, num_folds=1, blobs=(1,))
+    models = [dataset.results / TWO, dataset.results / FULL]
+    descriptions = [load_json(models[0] / f"{name}.json") for name in ("plans", "dataset")]
+    monkeypatch.setattr(evaluate_predictions, "SMALL_JOB_BYTES", 0)
+    found = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        ensemble_crossvalidations(models, folder, (0,), processes)
+        _, arguments = determine_postprocessing(folder, dataset.references, *descriptions, processes)
+        images = [sitk.GetArrayFromImage(sitk.ReadImage(str(file))) for file in sorted(folder.rglob("*.nii.gz"))]
+        found.append((arguments, np.stack(images)))
+    assert found[0][0] == found[1][0] == [{"labels_or_regions": [1]}]
+    np.testing.assert_array_equal(found[0][1], found[1][1])
