@@ -160,7 +160,8 @@ def determine_postprocessing(
     with more than one structure, each alone, accepted if its own Dice rises. Only cases that a step changes are scored again.
 
     Args:
-        folder_predictions: Predictions of cases with references; ``summary.json`` there is used if it is of these files. Written into it:
+        folder_predictions: Predictions of cases with references; ``summary.json`` there is used if it is of these files and
+            not older. Written into it:
             ``postprocessing.pkl``, ``postprocessing.json`` and the folder ``postprocessed``.
         folder_ref: Reference segmentations.
         plans_file_or_dict: Plans of the predictions.
@@ -290,7 +291,8 @@ def _summary_of_predictions(
     if names and file.is_file():
         summary = load_summary_json(file)
         cases = {os.path.basename(case["prediction_file"]): case for case in summary["metric_per_case"]}
-        if set(cases) == names and set(summary["mean"]) == set(labels):
+        outdated = any(os.path.getmtime(folder / name) > os.path.getmtime(file) for name in names)
+        if set(cases) == names and set(summary["mean"]) == set(labels) and not outdated:
             for name, case in cases.items():  # the folders may have been moved since
                 case.update(prediction_file=str(folder / name), reference_file=os.path.join(folder_ref, name))
             missing = sorted(name for name in names if not os.path.isfile(os.path.join(folder_ref, name)))
@@ -300,7 +302,7 @@ def _summary_of_predictions(
                 f"Predictions without a reference in {folder_ref} ({len(missing)}): {', '.join(missing[:SHOWN_NAMES])}. Give the folder of "
                 "the references of these cases (-ref)."
             )
-        print(f"{file} is of other files or structures; the predictions are scored again.")
+        print(f"{file} is older than the predictions, or of others; they are scored again.")
     return compute_metrics_on_folder(
         str(folder_ref), str(folder), str(file), plans_manager.image_reader_writer_class(), ending, labels, ignore_label, num_processes
     )

@@ -9,10 +9,11 @@ import pytest
 import SimpleITK as sitk
 from tiny_cross_validations import FULL, REGIONS, TWO, TinyCrossValidation, write_cross_validation
 from tiny_datasets import FINDINGS, SUBTYPE
-from tiny_models import dataset_json, plans
+from tiny_models import CLASSIFICATION, dataset_json, plans, write_images, write_model
 
 from nnunetv2.cli.ensemble import main
 from nnunetv2.cli.evaluate_classification import main as evaluate_classification
+from nnunetv2.cli.predict import predict_modelfolder_entry
 from nnunetv2.cli.report import main as report
 from nnunetv2.ensembling.ensemble import average_probabilities, ensemble_crossvalidations, ensemble_folders
 from nnunetv2.utilities.file_io import load_json, save_json, save_pickle
@@ -200,6 +201,35 @@ def test_the_mean_can_be_scored_and_reported_on(members, tmp_path) -> None:
     assert load_json(tmp_path / "scores" / "classification_metrics.json")["tasks"]["subtype"]["scores"]["accuracy"] == 1
     report([str(tmp_path / "out"), "-o", str(tmp_path / "page.html"), "--reference_labels", str(tmp_path / "labels.csv")])
     assert "subtype" in (tmp_path / "page.html").read_text()
+
+
+def test_what_two_models_predict_is_averaged(tmp_path) -> None:
+    """The files of the predictor itself, with classes of several kinds."""
+    cases = write_images(tmp_path / "images", number=2)
+    for name, poolings in (("first", "mean_max"), ("second", "attention")):
+        dataset = dataset_json(classification=CLASSIFICATION)
+        model = write_model(tmp_path / name, folds=(0 if name == "first" else 1,), classification=True, pooling=poolings, dataset=dataset)
+        fold = next(model.glob("fold_*")).name[5:]
+        predict_modelfolder_entry(
+            ["-m", str(model), "-i", str(tmp_path / "images"), "-o", str(tmp_path / f"{name}_out"), "-f", fold, "-device", "cpu",
+             "--save_probabilities", "--save_cls", "-npp", "0", "-nps", "0", "--disable_tta"]
+        )  # fmt: skip
+    members = [tmp_path / "first_out", tmp_path / "second_out"]
+    main(["-i", *map(str, members), "-o", str(tmp_path / "out"), "-np", "1", "--save_npz"])
+    tasks = classification_tasks(load_json(tmp_path / "out" / "dataset.json"))
+    assert set(tasks) == set(CLASSIFICATION)
+    tables = [read_classification_csv(folder / "classification.csv", tasks) for folder in (*members, tmp_path / "out")]
+    for case in cases:
+        contents = [np.load(folder / f"{case}.npz") for folder in (*members, tmp_path / "out")]
+        assert set(contents[0].files) == set(contents[2].files)
+        for key in contents[2].files:
+            np.testing.assert_allclose(contents[2][key], (contents[0][key] + contents[1][key]) / 2, atol=1e-6)
+        for task in tasks:
+            np.testing.assert_allclose(tables[2][case][task], (tables[0][case][task] + tables[1][case][task]) / 2)
+        prediction, mean = (sitk.ReadImage(str(folder / f"{case}.nii.gz")) for folder in (members[0], tmp_path / "out"))
+        assert prediction.GetOrigin() == mean.GetOrigin()
+        assert prediction.GetDirection() == mean.GetDirection()
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(mean), contents[2]["probabilities"].argmax(0))
 
 
 # --- cross-validations

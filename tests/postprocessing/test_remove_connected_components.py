@@ -138,6 +138,15 @@ def test_a_summary_of_other_files_is_not_trusted(folders: Path) -> None:
     assert len(load_summary_json(folders / "pred" / "summary.json")["metric_per_case"]) == 2
 
 
+def test_a_summary_older_than_the_predictions_is_not_trusted(folders: Path) -> None:
+    determine_postprocessing(folders / "pred", folders / "ref", plans(), dataset_json(), 1)
+    shutil.copy(folders / "ref" / "a.nii.gz", folders / "pred" / "a.nii.gz")
+    os.utime(folders / "pred" / "summary.json", (0, 0))
+    functions, _ = determine_postprocessing(folders / "pred", folders / "ref", plans(), dataset_json(), 1)
+    assert functions == []
+    assert load_summary_json(folders / "pred" / "summary.json")["foreground_mean"]["Dice"] == 1
+
+
 def test_regions_are_decided_one_by_one_and_stay_tuples(folders: Path) -> None:
     """All together a true piece of the core would be lost, and the core fall; the whole alone rises in the mean."""
     shutil.copy(folders / "pred" / "a.nii.gz", folders / "pred" / "b.nii.gz")
