@@ -148,8 +148,12 @@ def test_a_summary_older_than_the_predictions_is_not_trusted(folders: Path) -> N
 
 
 def test_regions_are_decided_one_by_one_and_stay_tuples(folders: Path) -> None:
-    """All together a true piece of the core would be lost, and the core fall; the whole alone rises in the mean."""
+    """All together the mean rises, but a true voxel of the core is lost and the core falls; the whole alone does not harm."""
     shutil.copy(folders / "pred" / "a.nii.gz", folders / "pred" / "b.nii.gz")
+    truth = read(folders / "ref" / "a.nii.gz")
+    truth[0, 7, 7] = 2
+    write(folders / "ref", "c", truth)
+    write(folders / "pred", "c", truth)
     regions = dataset_json({"background": 0, "whole": [1, 2], "core": 2}, regions_class_order=[1, 2])
     _, arguments = determine_postprocessing(folders / "pred", folders / "ref", plans(), regions, 1, keep_postprocessed_files=False)
     assert arguments == [{"labels_or_regions": (1, 2)}]
