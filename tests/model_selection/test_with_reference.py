@@ -33,9 +33,11 @@ KINDS = {
 
 READ_OURS = r"""
 import json, sys
+import nnunetv2
 from nnunetv2.evaluation.evaluate_predictions import load_summary_json
 from nnunetv2.evaluation.find_best_configuration import print_inference_instructions
 summary, information = sys.argv[1:]
+assert nnunetv2.__file__.startswith(sys.prefix), nnunetv2.__file__
 content = load_summary_json(summary)
 print('READ', json.dumps({'keys': [str(k) for k in content['mean']], 'dice': content['foreground_mean']['Dice']}))
 print_inference_instructions(json.load(open(information)))
@@ -54,7 +56,8 @@ def reference() -> Path:
 def run_reference(*command: Any, **folders: Path) -> str:
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment |= {"OMP_NUM_THREADS": "1", **{f"nnUNet_{name}": str(folder) for name, folder in folders.items()}}
-    done = subprocess.run([str(part) for part in command], env=environment, check=False, capture_output=True, text=True)
+    # Not from the repository: python -c would import the package that lies there.
+    done = subprocess.run([str(part) for part in command], env=environment, cwd="/", check=False, capture_output=True, text=True)
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout
 
