@@ -39,7 +39,11 @@ def test_tiles_vote_by_the_evidence_predicted_in_them() -> None:
 
 
 def test_the_same_tiles_can_vote_in_other_ways() -> None:
-    tiles = [(logits_of(0.9, 0.1), tile_with_lesion(0.3)), (logits_of(0.2, 0.8), tile_with_lesion(0.1)), (logits_of(0.6, 0.4), tile_with_lesion(0))]
+    tiles = [
+        (logits_of(0.9, 0.1), tile_with_lesion(0.3)),
+        (logits_of(0.2, 0.8), tile_with_lesion(0.1)),
+        (logits_of(0.6, 0.4), tile_with_lesion(0)),
+    ]
     votes = CaseClassification({"subtype": SUBTYPE}, {"subtype": LESION})
     for classes, segmentation in tiles:
         votes.add_tile({"subtype": classes}, segmentation, None)
