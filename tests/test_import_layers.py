@@ -34,10 +34,14 @@ HEIGHT = {name: height for height, names in enumerate(reversed(LAYERS)) for name
 FORWARDERS = {
     "configuration.py": "nnunetv2.utilities.default_n_proc_DA",
     "cli/demo.py": "nnunetv2.demo",
+    "ensembling/ensemble.py": "nnunetv2.cli.ensemble",
     "evaluation/evaluate_predictions.py": "nnunetv2.cli.evaluate",
+    "evaluation/find_best_configuration.py": "nnunetv2.model_selection",
     "experiment_planning/plan_and_preprocess_entrypoints.py": "nnunetv2.cli",
     "experiment_planning/plans_for_pretraining/move_plans_between_datasets.py": "nnunetv2.cli.plan_and_preprocess",
     "inference/predict_from_raw_data.py": "nnunetv2.cli.predict",
+    "model_selection/find_best_configuration.py": "nnunetv2.cli.find_best_configuration",
+    "postprocessing/remove_connected_components.py": "nnunetv2.cli.postprocessing",
     "run/run_training.py": "nnunetv2.cli.train",
 }
 

@@ -944,6 +944,12 @@ class nnUNetPredictor:
         logits, classes, _ = self._predict_logits_classes_and_votes(data, options or ClassificationOptions(), properties)
         return logits, classes
 
+    def predict_logits_classes_and_votes_from_preprocessed_data(
+        self, data: torch.Tensor, properties: Mapping[str, Any] | None = None
+    ) -> tuple[torch.Tensor, dict[str, np.ndarray], list[CaseClassification]]:
+        """The same with what the tiles said in each fold, from which other aggregations can be computed."""
+        return self._predict_logits_classes_and_votes(data, ClassificationOptions(), properties)
+
     @torch.inference_mode()
     def _predict_logits_classes_and_votes(
         self, data: torch.Tensor, options: ClassificationOptions, properties: Mapping[str, Any] | None
