@@ -19,10 +19,13 @@ def reference_commands() -> Path:
 
 
 def run_reference(*command: Any, **variables: Path) -> str:
-    """What a command prints; it must succeed. Keyword arguments are environment variables."""
+    """What a command prints; it must succeed. Keyword arguments are environment variables.
+
+    It does not run in the repository, where ``python -c`` would import the package that lies there.
+    """
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment |= {"OMP_NUM_THREADS": "1", "nnUNet_compile": "f", **{name: str(folder) for name, folder in variables.items()}}
-    done = subprocess.run([str(part) for part in command], env=environment, check=False, capture_output=True, text=True)
+    done = subprocess.run([str(part) for part in command], env=environment, cwd="/", check=False, capture_output=True, text=True)
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout
 

@@ -85,7 +85,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-nps", type=number_of_processes, default=_processes("nnUNet_nps"), help="threads for writing, 0: none (default: %(default)s)"
     )
-    parser.add_argument("-prev_stage_predictions", default=None, metavar="FOLDER", help="for cascades, which come with a later release")
+    parser.add_argument("-prev_stage_predictions", default=None, metavar="FOLDER", help="segmentations of the first stage, which the second stage of a cascade needs")
     parser.add_argument("-num_parts", type=int, default=1, help="over how many runs the cases are spread (default: %(default)s)")
     parser.add_argument("-part_id", type=int, default=0, help="which of them this is, from 0 (default: %(default)s)")
     parser.add_argument(
@@ -117,8 +117,6 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
     """What contradicts itself; ends with a message like a misspelled option."""
     if args.num_parts < 1 or not 0 <= args.part_id < args.num_parts:
         parser.error(f"-part_id is {args.part_id} and -num_parts {args.num_parts}; parts are counted from 0 to num_parts - 1")
-    if args.prev_stage_predictions is not None:
-        parser.error("-prev_stage_predictions: cascades come with a later release. Predict with a configuration without a previous stage")
     if args.save_saliency and args.save_cls is None:
         args.save_cls = True  # a map explains a class, which stands in the table
     if args.save_cls is None:
@@ -170,6 +168,7 @@ def _predict(model_folder: str, args: argparse.Namespace) -> None:
         overwrite=not args.continue_prediction,
         num_processes_preprocessing=args.npp,
         num_processes_segmentation_export=args.nps,
+        folder_with_segs_from_prev_stage=args.prev_stage_predictions,
         num_parts=args.num_parts,
         part_id=args.part_id,
         save_classification=False if args.save_cls is None else args.save_cls,

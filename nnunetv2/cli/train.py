@@ -17,6 +17,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("-tr", default="nnUNetTrainer", help="trainer; nnUNetTrainerMultitask trains case-level classes too (default: %(default)s)")
     parser.add_argument("-p", default="nnUNetPlans", help="plans (default: %(default)s)")
     parser.add_argument("-pretrained_weights", default=None, metavar="CHECKPOINT", help="checkpoint whose weights the training starts from")
+    parser.add_argument(
+        "-prev_stage_tr", default=None, metavar="TRAINER", help="trainer whose first stage a cascade is trained on (default: that of -tr)"
+    )
     parser.add_argument("-num_gpus", type=int, default=1, help="number of GPUs (default: %(default)s; more are not part of this release yet)")
     parser.add_argument("--npz", action="store_true", help="keep the probabilities of the validation cases, to find the best ensemble")
     parser.add_argument("--c", action="store_true", help="continue from the newest checkpoint")
@@ -82,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         num_iterations_per_epoch=args.iterations_per_epoch,
         head_refit=args.head_refit,
         only_refit_heads=args.refit_heads,
+        previous_stage_trainer=args.prev_stage_tr,
     )
 
 

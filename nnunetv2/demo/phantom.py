@@ -7,7 +7,7 @@ distributions for every subtype, so that a classifier has to look at the picture
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,12 +36,16 @@ class PhantomCase:
     subtype: str
 
 
-def simulate_case(subtype: str, rng: np.random.Generator) -> PhantomCase:
+def simulate_case(
+    subtype: str, rng: np.random.Generator, shape: tuple[int, int, int] = SHAPE, organ_range_mm: tuple[float, float, float] = (3, 3, 3)
+) -> PhantomCase:
     """Simulate one case of a subtype.
 
     Args:
         subtype: One of ``SUBTYPES``.
         rng: Source of all randomness; the same state gives the same case.
+        shape: Voxels per axis, (z, y, x).
+        organ_range_mm: How far the organ lies from the middle at most, by axis.
 
     Raises:
         ValueError: If the subtype is unknown.
@@ -49,12 +53,12 @@ def simulate_case(subtype: str, rng: np.random.Generator) -> PhantomCase:
     if subtype not in SUBTYPES:
         raise ValueError(f"Unknown subtype {subtype!r}, expected one of {SUBTYPES}.")
     spacing = SPACINGS_MM[rng.integers(len(SPACINGS_MM))]
-    position_mm = _voxel_centres_mm(SHAPE, spacing)
-    extent_mm = np.multiply(SHAPE, spacing)
+    position_mm = _voxel_centres_mm(shape, spacing)
+    extent_mm = np.multiply(shape, spacing)
 
     body = _ellipsoid_radius(position_mm, extent_mm / 2, extent_mm * (0.6, 0.47, 0.47)) < 1
     organ_axes_mm = rng.uniform((17, 20, 22), (20, 24, 28))
-    organ_centre_mm = extent_mm / 2 + rng.uniform(-3, 3, 3)
+    organ_centre_mm = extent_mm / 2 + rng.uniform(-1, 1, 3) * organ_range_mm
     organ = _ellipsoid_radius(position_mm, organ_centre_mm, organ_axes_mm) < 1
 
     lesion_centre_mm = organ_centre_mm + _random_direction(rng) * organ_axes_mm * rng.uniform(0.1, 0.4)
@@ -65,22 +69,29 @@ def simulate_case(subtype: str, rng: np.random.Generator) -> PhantomCase:
     threshold = np.partition(depth.ravel(), lesion_voxels)[lesion_voxels]
     lesion = depth < threshold
 
-    image = np.full(SHAPE, 10.0)
+    image = np.full(shape, 10.0)
     image[body] = BODY_MEAN
     image[organ] = ORGAN_MEAN + rng.normal(0, 8)
-    image += 12 * _unit_variance(gaussian_filter(rng.standard_normal(SHAPE), (1, 4, 4)))  # slowly varying tissue
+    image += 12 * _unit_variance(gaussian_filter(rng.standard_normal(shape), (1, 4, 4)))  # slowly varying tissue
     texture = _lesion_texture(subtype, depth[lesion] / threshold, rng)
     image[lesion] = LESION_MEAN + rng.normal(0, 8) + texture - texture.mean()
-    image += rng.normal(0, NOISE_SD, SHAPE)
+    image += rng.normal(0, NOISE_SD, shape)
 
-    segmentation = np.zeros(SHAPE, np.uint8)
+    segmentation = np.zeros(shape, np.uint8)
     segmentation[organ] = LABELS["organ"]
     segmentation[lesion] = LABELS["lesion"]
     return PhantomCase(image=image.astype(np.float32), segmentation=segmentation, spacing=spacing, subtype=subtype)
 
 
 def write_phantom_dataset(
-    dataset_folder: Path, *, num_training: int, num_test: int, seed: int, unlabelled_fraction: float = 0.1
+    dataset_folder: Path,
+    *,
+    num_training: int,
+    num_test: int,
+    seed: int,
+    unlabelled_fraction: float = 0.1,
+    training_subtypes: Sequence[str] = SUBTYPES,
+    simulate: Callable[[str, np.random.Generator], PhantomCase] = simulate_case,
 ) -> dict[str, str]:
     """Write a raw dataset (``imagesTr``, ``labelsTr``, ``dataset.json``, ``labels.csv``) and a held-out set beside it.
 
@@ -88,17 +99,26 @@ def write_phantom_dataset(
 
     Args:
         dataset_folder: A ``DatasetNNN_Name`` folder; created.
-        num_training: Number of training cases, subtypes in turn.
-        num_test: Number of held-out cases.
+        num_training: Number of training cases.
+        num_test: Number of held-out cases, subtypes in turn.
         seed: Determines every voxel.
         unlabelled_fraction: Share of the training cases whose class cell is left empty.
+        training_subtypes: Subtypes of the training cases, in turn; one that stands here more often is more frequent.
+        simulate: Makes a case of a subtype.
 
     Returns:
         The true subtype of every held-out case, by identifier.
     """
     rng = np.random.default_rng(seed)
-    training = _write_cases(dataset_folder, "Tr", "train", num_training, rng)
-    held_out = _write_cases(dataset_folder, "Ts", "test", num_test, rng)
+    training = {f"train_{index:03d}": training_subtypes[index % len(training_subtypes)] for index in range(num_training)}
+    held_out = {f"test_{index:03d}": SUBTYPES[index % len(SUBTYPES)] for index in range(num_test)}
+    for suffix, cases in (("Tr", training), ("Ts", held_out)):
+        for name in ("images", "labels"):
+            (dataset_folder / f"{name}{suffix}").mkdir(parents=True, exist_ok=True)
+        for identifier, subtype in cases.items():
+            case = simulate(subtype, rng)
+            _write_volume(case.image, case.spacing, dataset_folder / f"images{suffix}" / f"{identifier}_0000{FILE_ENDING}")
+            _write_volume(case.segmentation, case.spacing, dataset_folder / f"labels{suffix}" / f"{identifier}{FILE_ENDING}")
     unlabelled = set(rng.choice(sorted(training), round(unlabelled_fraction * num_training), replace=False))
     _write_label_table(dataset_folder / "labels.csv", {k: "" if k in unlabelled else v for k, v in training.items()})
     _write_label_table(dataset_folder / "labels_test.csv", held_out)
@@ -113,20 +133,6 @@ def write_phantom_dataset(
     }
     save_json(dataset_json, dataset_folder / "dataset.json")
     return held_out
-
-
-def _write_cases(dataset_folder: Path, suffix: str, prefix: str, number: int, rng: np.random.Generator) -> dict[str, str]:
-    """Simulate and write cases, subtypes in turn; returns the subtype by identifier."""
-    subtypes = {}
-    (dataset_folder / f"images{suffix}").mkdir(parents=True, exist_ok=True)
-    (dataset_folder / f"labels{suffix}").mkdir(parents=True, exist_ok=True)
-    for index in range(number):
-        identifier = f"{prefix}_{index:03d}"
-        case = simulate_case(SUBTYPES[index % len(SUBTYPES)], rng)
-        _write_volume(case.image, case.spacing, dataset_folder / f"images{suffix}" / f"{identifier}_0000{FILE_ENDING}")
-        _write_volume(case.segmentation, case.spacing, dataset_folder / f"labels{suffix}" / f"{identifier}{FILE_ENDING}")
-        subtypes[identifier] = case.subtype
-    return subtypes
 
 
 def _write_volume(volume: np.ndarray, spacing: Sequence[float], path: Path) -> None:
@@ -159,9 +165,7 @@ def _ellipsoid_radius(position_mm: np.ndarray, centre_mm: np.ndarray, axes_mm: n
     return np.sqrt((((position_mm - centre_mm) / axes_mm) ** 2).sum(-1))
 
 
-def _lesion_depth(
-    subtype: str, position_mm: np.ndarray, centre_mm: np.ndarray, radius_mm: float, rng: np.random.Generator
-) -> np.ndarray:
+def _lesion_depth(subtype: str, position_mm: np.ndarray, centre_mm: np.ndarray, radius_mm: float, rng: np.random.Generator) -> np.ndarray:
     """A field that grows outwards; the lesion is where it is small. Granular lesions are lobulated, the others round."""
     if subtype != "granular":
         return _ellipsoid_radius(position_mm, centre_mm, radius_mm * rng.uniform(0.85, 1.15, 3))

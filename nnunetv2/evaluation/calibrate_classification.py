@@ -12,6 +12,7 @@ import numpy as np
 from nnunetv2.evaluation.calibration_fit import fit_calibration, mean_log_loss
 from nnunetv2.evaluation.classification_figures import plot_reliability
 from nnunetv2.evaluation.classification_metrics import known_cases, reliability
+from nnunetv2.evaluation.validation_tables import CROSS_VALIDATION_FILE, heads_that_count
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.file_io import load_json
 from nnunetv2.utilities.label_handling.class_calibration import CALIBRATION_FILE, ClassCalibration, TaskCalibration
@@ -19,7 +20,6 @@ from nnunetv2.utilities.label_handling.classification_labels import CaseLabels, 
 from nnunetv2.utilities.label_handling.classification_table import CLASSIFICATION_FILE, read_classification_csv
 
 AGGREGATION = "evidence"  # of the validation at the end of a training
-JOINT_HEADS = "joint"
 CASES_SHOWN = 10
 
 
@@ -48,11 +48,18 @@ def read_out_of_fold_table(
 
     Raises:
         FileNotFoundError: If no fold has a table.
-        ValueError: If some folds have refitted heads and others none, so that their probabilities are of different kinds.
+        ValueError: If the folder pools those of models, or if some folds have refitted heads and others none, so that their probabilities
+            are of different kinds.
     """
     model_folder = Path(model_folder)
     tables = {file.parents[1].name.removeprefix("fold_"): file for file in model_folder.glob(f"fold_*/validation/{CLASSIFICATION_FILE}")}
     files = {int(fold): file for fold, file in tables.items() if fold.isdecimal()}  # not fold_all, nor a copy such as fold_0_old
+    if not files and (model_folder / CROSS_VALIDATION_FILE).is_file():
+        models = " and ".join(load_json(model_folder / CROSS_VALIDATION_FILE)["models"])
+        raise ValueError(
+            f"{model_folder} pools the validation of {models}. A calibration belongs to a model and is applied when it predicts: give the "
+            "folder of the model. Members of an ensemble are calibrated one by one."
+        )
     if not files:
         raise FileNotFoundError(
             f"No fold in {model_folder} has a file validation/{CLASSIFICATION_FILE}. It is written at the end of a training with "
@@ -75,21 +82,13 @@ def read_out_of_fold_table(
         notes.append(f"{len(repeated)} cases are validated by several folds ({_some(repeated)}); the first of them counts.")
     if (model_folder / "fold_all").is_dir():
         notes.append("Fold all is left out: it validates on its training cases.")
-    heads = {fold: _heads_of_table(file) for fold, file in sorted(files.items())}
+    heads = {fold: heads_that_count(file.parent) for fold, file in sorted(files.items())}
     if len(set(heads.values())) > 1:
         listed = ", ".join(f"fold {fold}: {name}" for fold, name in heads.items())
         raise ValueError(
             f"The tables in {model_folder} are of different heads ({listed}). Refit the heads of all folds: nnUNetv2_train ... --refit_heads"
         )
-    return OutOfFoldTable(
-        rows=rows, fold_of=fold_of, folds=tuple(sorted(files)), notes=tuple(notes), heads=next(iter(heads.values()))
-    )
-
-
-def _heads_of_table(table_file: Path) -> str:
-    """Which heads predicted a fold's ``classification.csv``: those that the summary beside it names first."""
-    summary = table_file.with_name("classification_summary.json")
-    return next(iter(load_json(summary))) if summary.is_file() else JOINT_HEADS
+    return OutOfFoldTable(rows=rows, fold_of=fold_of, folds=tuple(sorted(files)), notes=tuple(notes), heads=next(iter(heads.values())))
 
 
 def calibrate_classification(

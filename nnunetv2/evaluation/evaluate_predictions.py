@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,7 @@ __all__ = [
     "compute_tp_fp_fn_tn",
     "evaluate_folder_entry_point",
     "evaluate_simple_entry_point",
+    "foreground_dice",
     "key_to_label_or_region",
     "label_or_region_to_key",
     "labels_to_list_of_regions",
@@ -190,12 +191,11 @@ def compute_metrics_on_folder(
         _check_all_there(sorted(set(references) - set(names)), f"References without a prediction in {folder_pred}", "Predict them, or accept that with --chill.")
 
     files = [(os.path.join(folder_ref, name), os.path.join(folder_pred, name)) for name in names]
-    small = sum(os.path.getsize(file) for pair in files for file in pair) < SMALL_JOB_BYTES
     outcomes = run_per_case(
         _compute_metrics,
         [(*pair, image_reader_writer, list(regions_or_labels), ignore_label) for pair in files],
         identifiers=[name.removesuffix(file_ending) for name in names],
-        num_processes=1 if small else num_processes,
+        num_processes=processes_for_files([file for pair in files for file in pair], num_processes),
         description="evaluation",
         show_progress=False,
     )
@@ -204,6 +204,11 @@ def compute_metrics_on_folder(
     if output_file is not None:
         save_summary_json(results, output_file)
     return results
+
+
+def processes_for_files(files: Iterable[str | os.PathLike], num_processes: int) -> int:
+    """The number of worker processes, or 1 where the files are so small that starting them takes longer than the work."""
+    return 1 if sum(os.path.getsize(file) for file in files) < SMALL_JOB_BYTES else num_processes
 
 
 def summarize(cases: Sequence[Mapping[str, Any]], regions_or_labels: Sequence[LabelOrRegion]) -> dict[str, Any]:
@@ -219,6 +224,14 @@ def summarize(cases: Sequence[Mapping[str, Any]], regions_or_labels: Sequence[La
         "mean": mean,
         "foreground_mean": {name: float(np.mean([values[name] for values in foreground])) for name in names},
     }
+
+
+def foreground_dice(results: Mapping[str, Any]) -> float:
+    """Mean Dice of the foreground labels that have one; NaN if none has.
+
+    Equals ``foreground_mean`` unless a label has no Dice in any case, where that mean is NaN and nothing could be compared.
+    """
+    return _mean_of_numbers([values["Dice"] for label, values in results["mean"].items() if label not in (0, (0,))])
 
 
 def _mean_of_numbers(values: Sequence[float]) -> float:

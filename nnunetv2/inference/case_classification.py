@@ -133,6 +133,20 @@ class CaseClassification:
                 result[name] = self._aggregated(name, exclusive=not task.is_multilabel)
         return result
 
+    def probabilities_with(self, aggregation: str) -> dict[str, np.ndarray]:
+        """What the same tiles say if they vote in another way, ``(K,)`` by task; tasks with heads of whole cases are left out.
+
+        Args:
+            aggregation: One of ``AGGREGATIONS``. Evidence is known only if this object was made for the aggregation ``evidence``.
+        """
+        votes = {name: self._votes[name] for name in self.tasks if name not in self.case_heads}
+        return {
+            name: aggregate_tiles(
+                np.stack(vote.values), np.asarray(vote.evidence), aggregation=aggregation, exclusive=not self.tasks[name].is_multilabel
+            )
+            for name, vote in votes.items()
+        }
+
     def case_features(self, name: str, measures: np.ndarray | None = None) -> np.ndarray:
         """What the head of whole cases of a task looks at: features ``(F,)`` averaged over the tiles, then the measures of the case."""
         features = self._aggregated(name, exclusive=False)

@@ -375,9 +375,22 @@ class nnUNetPredictor:
         )
 
     def _previous_stage_files(self, list_of_lists: Sequence[Sequence[str]], folder: str | None) -> list[str] | None:
-        """Segmentation of the previous stage of every case."""
+        """Segmentation of the previous stage of every case.
+
+        Raises:
+            ValueError: If the configuration needs a previous stage and there is none, or the reverse.
+            FileNotFoundError: If cases are missing.
+        """
+        previous_stage = self.configuration_manager.previous_stage_name
         if folder is None:
+            if previous_stage is not None:
+                raise ValueError(
+                    f"This model is the second stage of a cascade. Predict the same images with {previous_stage} first, and give the "
+                    "folder of its segmentations: -prev_stage_predictions FOLDER (folder_with_segs_from_prev_stage)."
+                )
             return None
+        if previous_stage is None:
+            raise ValueError(f"Segmentations of a previous stage are given ({folder}), but this model has no previous stage. Leave them out.")
         ending = self.dataset_json["file_ending"]
         files = [name + ending for name in output_files_for(list_of_lists, folder, ending)]
         missing = [file for file in files if not os.path.isfile(file)]
@@ -930,6 +943,12 @@ class nnUNetPredictor:
         """
         logits, classes, _ = self._predict_logits_classes_and_votes(data, options or ClassificationOptions(), properties)
         return logits, classes
+
+    def predict_logits_classes_and_votes_from_preprocessed_data(
+        self, data: torch.Tensor, properties: Mapping[str, Any] | None = None
+    ) -> tuple[torch.Tensor, dict[str, np.ndarray], list[CaseClassification]]:
+        """The same with what the tiles said in each fold, from which other aggregations can be computed."""
+        return self._predict_logits_classes_and_votes(data, ClassificationOptions(), properties)
 
     @torch.inference_mode()
     def _predict_logits_classes_and_votes(

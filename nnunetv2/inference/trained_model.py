@@ -18,7 +18,7 @@ from nnunetv2.network_architecture.joint_network import HEADS_PREFIX, with_class
 from nnunetv2.utilities.checkpoint_io import CheckpointError, load_checkpoint_file
 from nnunetv2.utilities.file_io import load_json
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-from nnunetv2.utilities.get_network_from_plans import build_network_of_trainer, get_network_from_plans
+from nnunetv2.utilities.get_network_from_plans import build_trainers_network, get_network_from_plans
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -187,18 +187,22 @@ def build_network(
     num_input = determine_num_input_channels(plans_manager, configuration_manager, dataset_json)
     num_output = plans_manager.get_label_manager(dataset_json).num_segmentation_heads
     try:
-        trainer_class = recursive_find_trainer_class_by_name(trainer_name)
+        build = recursive_find_trainer_class_by_name(trainer_name).build_network_architecture
     except (RuntimeError, ImportError, AssertionError) as error:
         warnings.warn(f"{error} The network is built from the plans instead.", stacklevel=2)
-        return get_network_from_plans(
-            configuration_manager.network_arch_class_name,
-            configuration_manager.network_arch_init_kwargs,
-            configuration_manager.network_arch_init_kwargs_req_import,
-            num_input,
-            num_output,
-            deep_supervision=False,
-        )
-    return build_network_of_trainer(trainer_class, plans_manager, configuration_manager, dataset_json, num_input, num_output, False)
+        return get_network_from_plans(*_architecture(configuration_manager), num_input, num_output, deep_supervision=False)
+    return build_trainers_network(
+        build, plans_manager, configuration_manager, dataset_json, num_input, num_output, enable_deep_supervision=False
+    )
+
+
+def _architecture(configuration_manager: ConfigurationManager) -> tuple[str, dict, Sequence[str]]:
+    """The architecture section of a configuration as positional arguments."""
+    return (
+        configuration_manager.network_arch_class_name,
+        configuration_manager.network_arch_init_kwargs,
+        configuration_manager.network_arch_init_kwargs_req_import,
+    )
 
 
 def _check_weights_fit(network: nn.Module, weights: Mapping[str, Any], file: Path) -> None:

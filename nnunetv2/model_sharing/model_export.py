@@ -11,6 +11,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ def find_model_files(
     dataset_folder = Path(nnUNet_results) / dataset_name
     for ensemble in _ensembles_of(dataset_folder, set(export.models), folds):
         export.ensembles.append(ensemble.name)
-        _take(export, dataset_folder, [ensemble / name for name in (*layout.SUMMARIES, *layout.POSTPROCESSING)])
+        _take(export, dataset_folder, _files_of_predictions(ensemble, layout.POOLED_FILES, with_predictions=False))
     if export.models:
         _take(export, dataset_folder, [dataset_folder / name for name in layout.DATASET_FILES])
     return export
@@ -160,19 +161,17 @@ def _find_files_of_model(
         _take(export, dataset_folder, _files_of_predictions(fold / layout.VALIDATION, layout.SUMMARIES, with_predictions))
     for results in sorted(folder.glob(f"{layout.CROSSVALIDATION}*")):
         if set(results.name.removeprefix(layout.CROSSVALIDATION).split("_")) <= set(folds):
-            names = (*layout.SUMMARIES, *layout.POSTPROCESSING)
-            _take(export, dataset_folder, _files_of_predictions(results, names, with_predictions))
+            _take(export, dataset_folder, _files_of_predictions(results, layout.POOLED_FILES, with_predictions))
     _take(export, dataset_folder, [folder / name for name in layout.MODEL_FILES])
 
 
-def _files_of_predictions(folder: Path, names: Sequence[str], with_predictions: bool) -> list[Path]:
-    """The named files of a folder with predictions; all but probabilities where predictions are wanted."""
-    if not with_predictions or not folder.is_dir():
-        return [folder / name for name in names]
+def _files_of_predictions(folder: Path, patterns: Sequence[str], with_predictions: bool) -> list[Path]:
+    """The files of a folder with predictions that match a pattern; all but probabilities where predictions are wanted."""
     return sorted(
         file
-        for file in folder.iterdir()
-        if file.name in names or (layout.has_allowed_name(file.name) and not file.name.endswith(layout.PROBABILITY_ENDINGS))
+        for file in (folder.iterdir() if folder.is_dir() else ())
+        if any(fnmatchcase(file.name, pattern) for pattern in patterns)
+        or (with_predictions and layout.has_allowed_name(file.name) and not file.name.endswith(layout.PROBABILITY_ENDINGS))
     )
 
 

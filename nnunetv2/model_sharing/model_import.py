@@ -6,9 +6,7 @@ the members first, then, unpacked into a temporary folder, their contents. Pickl
 
 from __future__ import annotations
 
-import io
 import os
-import pickle
 import shutil
 import stat
 import tempfile
@@ -17,7 +15,6 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from tqdm import tqdm
 
@@ -26,7 +23,7 @@ from nnunetv2.model_sharing.checksum import check_sha256
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.checkpoint_io import CheckpointError, load_checkpoint_file
 from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id, find_candidate_datasets
-from nnunetv2.utilities.file_io import TEMPORARY_PREFIX, _DataUnpickler, load_json
+from nnunetv2.utilities.file_io import TEMPORARY_PREFIX, load_json, restricted_pickle_load
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 # The largest models of nnU-Net have some dozen files for each fold, with predictions of the validation cases some thousand.
@@ -38,10 +35,8 @@ FILES_SHOWN = 5
 _CHUNK_BYTES = 1024**2
 # First bytes of programs: Linux, Windows, macOS (four variants), scripts.
 _PROGRAMS = (b"\x7fELF", b"MZ", b"\xfe\xed\xfa\xce", b"\xfe\xed\xfa\xcf", b"\xce\xfa\xed\xfe", b"\xcf\xfa\xed\xfe", b"#!")
-# The only functions that files of nnU-Net name: postprocessing.pkl says by it what to do, and whoever applies it looks it up anew.
-_POSTPROCESSING_FUNCTIONS = {
-    ("nnunetv2.postprocessing.remove_connected_components", "remove_all_but_largest_component_from_segmentation"),
-}
+# The only function that files of nnU-Net name: postprocessing.pkl says by it what to do. Here its name is enough, nothing is applied.
+_REMOVE_COMPONENTS = "nnunetv2.postprocessing.remove_connected_components.remove_all_but_largest_component_from_segmentation"
 
 
 class ModelZipError(ValueError):
@@ -257,7 +252,7 @@ def _read(file: Path) -> None:
         if "network_weights" not in load_checkpoint_file(file, mmap=True):
             raise CheckpointError(f"{file} is no checkpoint of a training: it lacks network_weights.")
     elif file.suffix == layout.PICKLE_ENDING:
-        _check_pickle(file)
+        restricted_pickle_load(file, {_REMOVE_COMPONENTS: _REMOVE_COMPONENTS})
     elif file.suffix == ".json":
         content = load_json(file)
         if file.name == layout.PLANS and isinstance(content, dict):
@@ -266,24 +261,6 @@ def _read(file: Path) -> None:
             raise ValueError(f"{file} holds no plans.")
         elif file.name == layout.DATASET and not (isinstance(content, dict) and "labels" in content):
             raise ValueError(f"{file} has no entry labels, so it is not the dataset.json of a model.")
-
-
-class _PostprocessingUnpickler(_DataUnpickler):
-    """Reads plain data; the functions of postprocessing become their names."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        return name if (module, name) in _POSTPROCESSING_FUNCTIONS else super().find_class(module, name)
-
-
-def _check_pickle(file: Path) -> None:
-    """Raise ValueError if a pickle names anything but data and the functions of postprocessing."""
-    try:
-        _PostprocessingUnpickler(io.BytesIO(file.read_bytes())).load()
-    except MemoryError:
-        raise
-    except Exception as error:  # a damaged pickle can raise nearly anything
-        reason = str(error) if isinstance(error, pickle.UnpicklingError) else "it is damaged"
-        raise ValueError(f"{file} cannot be read as plain data: {reason}.") from error
 
 
 def _move_into_place(unpacked: Path, results: Path, replaced: Path, places: Sequence[tuple[str, ...]], overwrite: bool) -> InstalledModels:

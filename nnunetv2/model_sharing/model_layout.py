@@ -6,7 +6,7 @@
         TRAINER__PLANS__CONFIGURATION/
             plans.json  dataset.json  dataset_fingerprint.json  classification_calibration.json
             fold_0/     checkpoint_final.pth  debug.json  progress.png  validation/
-            crossval_results_folds_0_1_2_3_4/
+            crossval_results_folds_0_1_2_3_4/   summary.json  classification.csv  cross_validation.json  postprocessing.pkl
         ensembles/ensemble___MODEL___MODEL___FOLDS/
         inference_information.json  inference_instructions.txt
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 
+from nnunetv2.evaluation.validation_tables import CLASS_SUMMARY_FILE, CROSS_VALIDATION_FILE
 from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
 from nnunetv2.utilities.label_handling.class_calibration import CALIBRATION_FILE
 
@@ -25,10 +26,12 @@ NEEDED_MODEL_FILES = (PLANS, DATASET)
 FOLD_FILES = ("progress.png", "network_architecture.pdf")
 DEBUG_FILE = "debug.json"
 VALIDATION = "validation"
-SUMMARIES = ("summary.json", "classification_summary.json")
+SUMMARIES = ("summary.json", CLASS_SUMMARY_FILE)
 CROSSVALIDATION = "crossval_results_folds_"
 ENSEMBLES = "ensembles"
 POSTPROCESSING = ("postprocessing.pkl", "postprocessing.json")
+# Patterns of what is kept of folders that pool folds: scores, tables of classes, which fold every case is from, and what to do with predictions.
+POOLED_FILES = (*SUMMARIES, "classification*.csv", CROSS_VALIDATION_FILE, *POSTPROCESSING)
 DATASET_FILES = ("inference_information.json", "inference_instructions.txt")
 PROBABILITY_ENDINGS = (".npz", ".pkl")  # of predictions: large, and of use for ensembles of the same cases only
 # What is known about every patient of a training, where it was written into dataset.json.

@@ -14,6 +14,7 @@ import numpy as np
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.evaluation.evaluate_classification import find_groups
 from nnunetv2.evaluation.evaluate_predictions import SMALL_JOB_BYTES, compute_metrics, load_summary_json
+from nnunetv2.evaluation.validation_tables import CROSS_VALIDATION_FILE, class_tables_of_folder
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
 from nnunetv2.report.content import MODEL, PREDICTIONS, CaseFiles, FoldTraining, ReportContent, by_structure, structures_of
@@ -25,7 +26,6 @@ from nnunetv2.utilities.label_handling.class_calibration import CALIBRATION_FILE
 from nnunetv2.utilities.label_handling.classification_labels import (
     LABELS_FILE,
     CaseLabels,
-    ClassificationTask,
     classification_tasks,
     load_case_groups,
     read_groups_csv,
@@ -39,7 +39,7 @@ from nnunetv2.utilities.label_handling.classification_table import (
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder, get_filenames_of_train_images_and_targets
 
-JOINT_HEADS, MIXED_HEADS = "joint", "mixed"
+MIXED_HEADS = "mixed"
 SALIENCY_FOLDER = "saliency"
 ARGUMENTS_FILE = "predict_from_raw_data_args.json"
 MACHINE_FACTS = ("device", "gpu_name", "torch_version", "cudnn_version", "nnunetv2_version")  # of debug.json
@@ -167,7 +167,7 @@ def _validated_folds(content: ReportContent) -> list[Path]:
 def _add_validations(content: ReportContent, folds: Sequence[Path]) -> None:
     """Metrics and class tables of the folds; a case that several folds validate counts once."""
     overlaps, fold_of, repeated = {}, {}, []
-    tables = {fold: _tables_of_fold(fold / "validation", content.tasks) for fold in folds}
+    tables = {fold: class_tables_of_folder(fold / "validation", content.tasks) for fold in folds}
     counting = _counting_heads(content, list(tables.values()))
     names = [counting, *dict.fromkeys(name for table in tables.values() for name in table if name != counting)] if counting else []
     pooled: dict[str, dict[str, Mapping[str, np.ndarray]]] = {name: {} for name in names}
@@ -199,20 +199,6 @@ def _add_validations(content: ReportContent, folds: Sequence[Path]) -> None:
             if content.tasks
             else "The dataset declares no classes, so that this model predicts segmentations alone."
         )
-
-
-def _tables_of_fold(validation: Path, tasks: Mapping[str, ClassificationTask]) -> dict[str, dict[str, dict[str, np.ndarray]]]:
-    """By set of heads the class table of one fold; first the one that counts."""
-    if not tasks or not (validation / CLASSIFICATION_FILE).is_file():
-        return {}
-    summary = validation / "classification_summary.json"
-    named = list(load_json(summary)) if summary.is_file() else []
-    tables = {named[0] if named else JOINT_HEADS: read_classification_csv(validation / CLASSIFICATION_FILE, tasks, raw=True)}
-    for name in named[1:] or [JOINT_HEADS]:
-        file = validation / f"classification_{name}.csv"
-        if name not in tables and file.is_file():
-            tables[name] = read_classification_csv(file, tasks, raw=True)
-    return tables
 
 
 def _counting_heads(content: ReportContent, tables: Sequence[Mapping[str, Any]]) -> str | None:
@@ -407,7 +393,14 @@ def _add_overlaps(content: ReportContent, stored: Mapping[str, Any], sources: So
 
 
 def _check_not_of_the_training(content: ReportContent, dataset: _Dataset) -> None:
-    """Look for predicted cases that belong to the training cases of the dataset."""
+    """Look for predicted cases that belong to the training cases of the dataset, or of their own fold where folds were pooled."""
+    if (content.folder / CROSS_VALIDATION_FILE).is_file():
+        pooled = load_json(content.folder / CROSS_VALIDATION_FILE)
+        content.folds = tuple(str(fold) for fold in pooled["folds"])
+        content.fold_of = {case: str(fold) for case, fold in pooled["fold_of"].items() if case in content.identifiers}
+        content.notes.append(f"Pooled validation predictions of {' and '.join(pooled['models'])}.")
+        _check_held_out(content)
+        return
     known: set[str] = set()
     if content.splits is not None:
         known = {case for split in content.splits for part in ("train", "val") for case in split[part]}

@@ -101,7 +101,7 @@ def _cases_sentence(page: PageContent) -> str:
     groups = len({content.group_of(identifier) for identifier in content.identifiers})
     cases = count(total, "case") + (f" from {count(groups, 'group')} (for example patients)" if content.groups is not None else "")
     scored = page.segmentation is not None or page.classes
-    if content.kind == MODEL:
+    if content.kind == MODEL or content.folds:
         if content.folds == ("all",):
             return f"{cases} were predicted by the network that was trained on them (fold all)."
         number = len(content.splits or ())

@@ -194,7 +194,7 @@ def _about_training_cases(content: ReportContent) -> list[str]:
     found = []
     if content.seen_in_training:
         number, total = len(content.seen_in_training), len(content.identifiers)
-        if content.kind == PREDICTIONS:
+        if content.kind == PREDICTIONS and not content.folds:
             found.append(
                 f"{number} of {count(total, 'predicted case')} belong to the data that the model was developed on "
                 f"({some(content.seen_in_training)}). The network may have been trained on them: their scores say little about new "

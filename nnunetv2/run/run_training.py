@@ -47,6 +47,7 @@ def run_training(
     num_iterations_per_epoch: int | None = None,
     head_refit: str | None = None,
     only_refit_heads: bool = False,
+    previous_stage_trainer: str | None = None,
 ) -> None:
     """Train one fold, then predict and score its validation cases.
 
@@ -69,6 +70,7 @@ def run_training(
         num_iterations_per_epoch: Overrides the trainer's steps per epoch; validation steps are a fifth.
         head_refit: Overrides how the trainer refits classification heads: ``cases``, ``patches`` or ``none``.
         only_refit_heads: Skip the training and refit the heads of the finished one, or of the network in ``pretrained_weights``.
+        previous_stage_trainer: In a cascade, the trainer whose first stage this one is trained on; None: ``trainer_class_name``.
     """
     device = torch.device(device)
     fold = _fold(fold)
@@ -84,14 +86,16 @@ def run_training(
             head_refit,
         )
     _prepare_device(device)
-    trainer = get_trainer_from_args(
-        dataset_name_or_id, configuration, fold, trainer_class_name, plans_identifier, continue_training, device
-    )
+    # Loggers add the scores of a repeated validation to what they have of the training.
+    goes_on = continue_training or only_run_validation or only_refit_heads
+    trainer = get_trainer_from_args(dataset_name_or_id, configuration, fold, trainer_class_name, plans_identifier, goes_on, device)
     trainer.disable_checkpointing = disable_checkpointing
     trainer.use_run_options(_run_options(num_epochs, num_iterations_per_epoch))
     if seed is not None:
         trainer.seed = seed
     _set_head_refit(trainer, head_refit, only_refit_heads)
+    if previous_stage_trainer is not None:
+        trainer.use_previous_stage_of(previous_stage_trainer)
     if warning := slow_torch_warning(device):
         trainer.print_to_log_file(warning)
     if only_refit_heads:

@@ -49,6 +49,11 @@ SMALLEST_DEVIATION = 1e-6  # a feature that varies less than this among the trai
 # --- on cases
 
 
+def way_of_refit(heads: Mapping[str, nn.Module]) -> str:
+    """On what refitted heads were fitted, one of ``REFITS``."""
+    return "cases" if next(iter(heads.values())).description.level == "case" else "patches"
+
+
 def refit_on_cases(
     trainer: nnUNetTrainerMultitask, *, augmented_copies: int, penalty: float, with_morphometry: bool, trees: int
 ) -> dict[str, nn.Module]:

@@ -13,10 +13,10 @@ import os
 import pickle
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from nnunetv2.utilities.json_export import json_ready
 
@@ -120,9 +120,15 @@ def save_json(obj: Any, path: str | os.PathLike[str], *, sort_keys: bool = False
 
 
 class _DataUnpickler(pickle.Unpickler):
-    """Builds plain containers, numbers and numpy arrays; refuses every other name."""
+    """Builds plain containers, numbers and numpy arrays; refuses every other name that is not among those that are known."""
+
+    def __init__(self, file: IO[bytes], known_names: Mapping[str, Any]) -> None:
+        super().__init__(file)
+        self._known_names = known_names
 
     def find_class(self, module: str, name: str) -> Any:
+        if f"{module}.{name}" in self._known_names:
+            return self._known_names[f"{module}.{name}"]
         allowed = (
             (module in ("builtins", "__builtin__") and name in _ALLOWED_BUILTINS)  # the second in protocols 0 to 2
             or name in _ALLOWED_NUMPY.get(module, ())
@@ -146,8 +152,12 @@ class _DataUnpickler(pickle.Unpickler):
         return module == "numpy.dtypes" and name.isidentifier() and name.endswith("DType") and "Object" not in name
 
 
-def restricted_pickle_load(path: str | os.PathLike[str]) -> Any:
+def restricted_pickle_load(path: str | os.PathLike[str], known_names: Mapping[str, Any] | None = None) -> Any:
     """Content of a pickle that holds plain data (containers, numbers, strings, numpy arrays).
+
+    Args:
+        path: The file.
+        known_names: What else it may refer to, by ``module.name``; given here, so that reading imports nothing.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -159,7 +169,7 @@ def restricted_pickle_load(path: str | os.PathLike[str]) -> Any:
     except FileNotFoundError:
         raise FileNotFoundError(f"File {path} does not exist.") from None
     try:
-        return _DataUnpickler(io.BytesIO(content)).load()
+        return _DataUnpickler(io.BytesIO(content), known_names or {}).load()
     except Exception as error:  # a damaged pickle can raise nearly anything
         raise ValueError(
             f"File {path} cannot be read as plain data: {error or type(error).__name__}. Expected containers, numbers, text and "

@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 ALLOWED_PACKAGES = ("torch.nn", "dynamic_network_architectures", "nnunetv2")
 ALLOWED_PACKAGES_VARIABLE = "nnUNet_allowed_imports"
 
+# Parameters of a trainer's build_network_architecture since nnU-Net 2.7, 2.4 and 2.0.
+_SINCE_2_7 = ("plans_manager", "configuration_manager", "num_input_channels", "num_output_channels", "enable_deep_supervision")
+_SINCE_2_4 = ("architecture_class_name", "arch_init_kwargs", "arch_init_kwargs_req_import", *_SINCE_2_7[2:])
+_SINCE_2_0 = ("plans_manager", "dataset_json", "configuration_manager", "num_input_channels", "enable_deep_supervision")
+_SIGNATURES = (_SINCE_2_7, _SINCE_2_4, _SINCE_2_0)
+_KNOWN_NAMES = frozenset().union(*_SIGNATURES)
+
 
 def get_network_from_plans(
     arch_class_name: str,
@@ -58,8 +65,8 @@ def get_network_from_plans(
     return network
 
 
-def build_network_of_trainer(
-    trainer_class: type,
+def build_trainers_network(
+    build: Callable[..., nn.Module],
     plans_manager: PlansManager,
     configuration_manager: ConfigurationManager,
     dataset_json: Mapping[str, Any],
@@ -67,60 +74,57 @@ def build_network_of_trainer(
     num_output_channels: int,
     enable_deep_supervision: bool,
 ) -> nn.Module:
-    """Call a trainer's ``build_network_architecture``, in whatever signature some version of nnU-Net v2 gave it.
+    """Call a trainer's ``build_network_architecture`` in the signature that it has.
 
-    ====== =================================================================================================================
-    since  parameters
-    ====== =================================================================================================================
-    2.7    plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
-    2.4    architecture_class_name, arch_init_kwargs, arch_init_kwargs_req_import, num_input_channels, num_output_channels,
-           enable_deep_supervision
-    2.0    plans_manager, dataset_json, configuration_manager, num_input_channels, enable_deep_supervision
-    ====== =================================================================================================================
+    Known are that of nnU-Net 2.7 and later, that of 2.4 to 2.6 (the architecture's parts in place of the managers) and that of 2.0 to
+    2.3 (``dataset_json`` in place of the number of outputs). Parameters with these names may come in any order, together with others
+    that have defaults. Parameters with other names are told by their number and places, ``*args`` by what comes before them.
 
-    Parameters of these names may come in any order, together with others that have defaults. A function with other names is called like
-    that of 2.7 if one of them is ``plans_manager``, else like that of 2.4.
+    Warns:
+        DeprecationWarning: If nnU-Net 2.7 would call it in another way, or not at all.
+
+    Raises:
+        TypeError: If it needs a trainer, which there is none of at prediction.
     """
-    build = trainer_class.build_network_architecture
-    architecture = (
-        configuration_manager.network_arch_class_name,
-        configuration_manager.network_arch_init_kwargs,
-        configuration_manager.network_arch_init_kwargs_req_import,
-    )
-    current = {
+    values = {
         "plans_manager": plans_manager,
         "configuration_manager": configuration_manager,
         "num_input_channels": num_input_channels,
         "num_output_channels": num_output_channels,
         "enable_deep_supervision": enable_deep_supervision,
+        "dataset_json": dataset_json,
+        "architecture_class_name": configuration_manager.network_arch_class_name,
+        "arch_init_kwargs": configuration_manager.network_arch_init_kwargs,
+        "arch_init_kwargs_req_import": configuration_manager.network_arch_init_kwargs_req_import,
     }
-    older = dict(zip(("architecture_class_name", "arch_init_kwargs", "arch_init_kwargs_req_import"), architecture, strict=True))
     parameters = inspect.signature(build).parameters
+    if "self" in parameters:
+        raise TypeError(f"{build.__qualname__} must be a @staticmethod: prediction builds the network without a trainer.")
     names = [name for name, parameter in parameters.items() if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)]
-    is_open = len(names) < len(parameters)  # takes anything, to pass it on
-    if names[:5] == list(current) or (is_open and set(names) <= set(current)):
-        return build(*current.values())
-    arguments = _arguments_by_name(build, current | older | {"dataset_json": dataset_json})
-    if arguments is None and "plans_manager" in names:
-        return build(*current.values())
-    warnings.warn(
-        f"{trainer_class.__name__}.build_network_architecture has a signature of nnU-Net before 2.7; it still works. "
-        f"Change it to ({', '.join(current)}).",
-        DeprecationWarning,
-        stacklevel=3,
-    )
-    if arguments is None:
-        return build(*architecture, num_input_channels, num_output_channels, enable_deep_supervision)
-    return build(**arguments)
+    passes_on = len(names) < len(parameters)
+    # 2.7 and later give arguments by place, and take a function without plans_manager for an older one.
+    if not (_fits(names, _SINCE_2_7) and ("plans_manager" in names or passes_on)):
+        warnings.warn(
+            f"{build.__qualname__} has the signature of nnU-Net before 2.7, or one of its own. Change it to ({', '.join(_SINCE_2_7)}).",
+            DeprecationWarning,
+            stacklevel=3,
+        )
+    needs_others = any(parameters[name].default is inspect.Parameter.empty for name in names if name not in _KNOWN_NAMES)
+    takes_the_rest = passes_on and not any(set(signature) <= set(names) for signature in _SIGNATURES)
+    if needs_others or takes_the_rest:
+        return build(*(values[name] for name in _signature_by_places(names)))
+    return build(**{name: values[name] for name in names if name in _KNOWN_NAMES})
 
 
-def _arguments_by_name(function: Callable, values: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Those of the values that a function takes by name; None if it also needs others, or takes none by name."""
-    parameters = inspect.signature(function).parameters.values()
-    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    complete = all(p.name in values or p.default is not p.empty for p in named) and all(p.kind != p.POSITIONAL_ONLY for p in parameters)
-    arguments = {p.name: values[p.name] for p in named if p.name in values}
-    return arguments if complete and arguments else None
+def _fits(names: Sequence[str], signature: Sequence[str]) -> bool:
+    """Whether every parameter with a known name stands where a signature has it."""
+    return all(name == place for name, place in zip(names, signature, strict=False) if name in _KNOWN_NAMES)
+
+
+def _signature_by_places(names: Sequence[str]) -> Sequence[str]:
+    """The signature that parameters are meant to be, some of them with names of their own; preferably one of as many."""
+    fitting = [signature for signature in _SIGNATURES if _fits(names, signature)] or [_SINCE_2_7]
+    return next((signature for signature in fitting if len(signature) == len(names)), fitting[0])
 
 
 def _locate(path: str, search: bool = False) -> Any:

@@ -2,10 +2,11 @@
 
     python tests/benchmarks/classification_comparison.py heads acdc DATA WORK
     python tests/benchmarks/classification_comparison.py baseline acdc DATA WORK
+    python tests/benchmarks/classification_comparison.py calibrate acdc DATA
     python tests/benchmarks/classification_comparison.py summary acdc DATA
 
-``heads`` needs what ``classification_evidence.py extract`` keeps, ``baseline`` the masks of the method ``segmentation``; ``summary`` only
-the tables beside the documentation.
+``heads`` needs what ``classification_evidence.py extract`` keeps, ``baseline`` the masks of the method ``segmentation``; ``calibrate``
+and ``summary`` only the tables beside the documentation.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from classification_evidence import CONFIGURATION, PLANS, SEED, SETS, TABLES
+from classification_evidence import CONFIGURATION, PLANS, SEED, SETS, TABLES, TRAINERS, feature_folder
 
 from nnunetv2.evaluation.bootstrap import bootstrap_intervals, percentile_interval, resampling_weights
+from nnunetv2.evaluation.calibration_fit import fit_calibration
 from nnunetv2.evaluation.classification_metrics import task_report, weighted_scores
 from nnunetv2.inference.case_classification import AGGREGATIONS, aggregate_tiles
 from nnunetv2.inference.morphometry import morphometry
@@ -31,9 +33,9 @@ from nnunetv2.utilities.label_handling.classification_labels import Classificati
 from nnunetv2.utilities.label_handling.classification_table import read_classification_csv, write_classification_csv
 
 Table = dict[str, dict[str, np.ndarray]]  # case -> task -> probabilities (K,)
-METRICS = ("macro_f1", "balanced_accuracy", "auroc", "log_loss")
+METRICS = ("macro_f1", "balanced_accuracy", "auroc", "log_loss", "ece")
 BASELINES = ("random_forest", "extra_trees", "logistic")
-PAIRS = (("ours", "common"), ("ours", "joint"), *(("ours", baseline) for baseline in BASELINES), ("joint", "common"))
+PAIRS = (("ours", "common"), ("ours", "joint"), *(("ours", baseline) for baseline in BASELINES), ("joint", "common"), ("ours", "weight_0.1_ours"))
 
 
 @dataclass(frozen=True)
@@ -93,16 +95,26 @@ VARIANTS = {
     **{f"penalty_{penalty}": replace(OURS, penalty=penalty) for penalty in (0.001, 0.003, 0.03, 0.1, 0.3)},
     **{f"features_alone_penalty_{penalty}": replace(OURS, penalty=penalty, measures=False) for penalty in (0.001, 0.003, 0.03, 0.1, 0.3)},
 }
+ON_OTHER_ENCODERS = ("ours", "features_alone", "measures_alone", "pooling_evidence", "features_alone_pooling_evidence")
 
 
-def fit_heads(cases: Cases, work: Path, folds: Sequence[int]) -> None:
-    """Fit every variant on the training cases of each fold and keep its answers on the held-out ones."""
-    features = {fold: _Features(work / "features" / cases.key / f"fold_{fold}") for fold in folds}
+def fit_heads(cases: Cases, work: Path, method: str, folds: Sequence[int]) -> None:
+    """Fit every variant on the training cases of each fold and keep its answers on the held-out ones.
+
+    On the encoders of other methods than ``ours`` the variants that this is about, named after the method.
+    """
+    features = {fold: _Features(feature_folder(cases.key, work, method, fold), cases) for fold in folds}
+    if method != "ours":
+        for name in ON_OTHER_ENCODERS:
+            table: Table = {}
+            for fold in folds:
+                table.update(_answers(cases, features[fold], cases.splits[fold], VARIANTS[name]))
+            _keep(cases, f"encoder_of_{method}_{name}", table)
+        return
     for name, variant in VARIANTS.items():
-        table: Table = {}
+        table = {}
         for fold in folds:
-            for case, row in _answers(cases, features[fold], cases.splits[fold], variant):
-                table[case] = row
+            table.update(_answers(cases, features[fold], cases.splits[fold], variant))
         _keep(cases, name, table)
     for aggregation in AGGREGATIONS:
         table = {}
@@ -115,8 +127,8 @@ def fit_heads(cases: Cases, work: Path, folds: Sequence[int]) -> None:
 class _Features:
     """Arrays of one encoder, each read once."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, cases: Cases) -> None:
+        self.folder, self.tasks = folder, cases.tasks
         self._read: dict[tuple[str, int], dict[str, np.ndarray]] = {}
 
     def arrays(self, case: str, view: int = 0) -> dict[str, np.ndarray]:
@@ -130,8 +142,7 @@ class _Features:
 
     def joint(self, case: str, task: str, aggregation: str) -> np.ndarray:
         arrays = self.arrays(case)
-        has_evidence = "evidence" in SETS[self.folder.parent.name].classification[task]
-        mass = arrays["evidence_mass"] if has_evidence else np.zeros(len(arrays[task]))
+        mass = arrays["evidence_mass"] if self.tasks[task].evidence else np.zeros(len(arrays[task]))
         return aggregate_tiles(arrays[task].astype(np.float64), mass, aggregation=aggregation, exclusive=True)
 
     def vector(self, case: str, view: int, variant: Variant, stages: Sequence[int], has_evidence: bool) -> np.ndarray:
@@ -225,6 +236,21 @@ def _measures_of_masks(cases: Cases, data: Path, work: Path, folds: Sequence[int
             yield case, morphometry(reader.read_seg(str(mask))[0][0].astype(int), image, properties["spacing"], structures)
 
 
+def calibrate(cases: Cases, names: Sequence[str]) -> None:
+    """Calibration of each fold's answers, fitted on those of the other folds."""
+    tables = read_tables(cases)
+    for name in names:
+        calibrated: Table = {}
+        for fold in cases.splits:
+            others = [case for case in tables[name] if case not in fold["val"]]
+            held_out = [case for case in fold["val"] if case in tables[name]]
+            for task in cases.tasks.values():
+                fitted = fit_calibration(task, cases.targets(task.name, others), [tables[name][case][task.name] for case in others])
+                for case in held_out:
+                    calibrated.setdefault(case, {})[task.name] = fitted.apply(tables[name][case][task.name])
+        _keep(cases, f"{name}_calibrated", calibrated)
+
+
 # --- tables
 
 
@@ -239,10 +265,13 @@ def _keep(cases: Cases, name: str, table: Table) -> None:
 def read_tables(cases: Cases) -> dict[str, Table]:
     """All class tables of a set by method; those of trained methods are pooled over the folds."""
     tables = {path.stem: read_classification_csv(path, cases.tasks) for path in sorted((TABLES / cases.key).glob("*.csv"))}
-    common: Table = {}
-    for path in sorted((TABLES / cases.key / "common").glob("fold_*/classification.csv")):
-        common.update(read_classification_csv(path, cases.tasks))
-    return {**tables, "common": common} if common else tables
+    for method in TRAINERS:
+        trained: Table = {}
+        for path in sorted((TABLES / cases.key / method).glob("fold_*/classification.csv")):
+            trained.update(read_classification_csv(path, cases.tasks))
+        if trained:
+            tables["common" if method == "common" else f"joint_of_{method}"] = trained
+    return tables
 
 
 def read_dice(cases: Cases, method: str) -> dict[str, float]:
@@ -266,7 +295,7 @@ def summary(cases: Cases) -> None:
         for first, second in PAIRS:
             if first in tables and second in tables:
                 print(f"\n{first} - {second}, macro_f1: {difference(cases, task, tables[first], tables[second])}")
-    dice = {method: read_dice(cases, method) for method in ("segmentation", "ours", "common")}
+    dice = {method: read_dice(cases, method) for method in TRAINERS}
     for method, values in dice.items():
         if values:
             print(f"\nDice, {method}: {np.mean(list(values.values())):.3f} ({len(values)} cases)")
@@ -311,17 +340,20 @@ def _interval(draws: np.ndarray) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("heads", "baseline", "summary"))
+    parser.add_argument("command", choices=("heads", "baseline", "calibrate", "summary"))
     parser.add_argument("set", choices=SETS)
     parser.add_argument("data", type=Path)
     parser.add_argument("work", type=Path, nargs="?")
+    parser.add_argument("--method", default="ours", help="whose encoders (default: %(default)s)")
     parser.add_argument("--folds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     arguments = parser.parse_args()
     cases = Cases.load(arguments.set, arguments.data)
     if arguments.command == "heads":
-        fit_heads(cases, arguments.work, arguments.folds)
+        fit_heads(cases, arguments.work, arguments.method, arguments.folds)
     elif arguments.command == "baseline":
         baseline(cases, arguments.data, arguments.work, arguments.folds)
+    elif arguments.command == "calibrate":
+        calibrate(cases, ("ours", "joint"))
     else:
         summary(cases)
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nnunetv2.training.nnUNetTrainer.nnUNetTrainerMultitask import nnUNetTrainerMultitask
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 HERE = Path(__file__).parent
 TABLES = HERE.parents[1] / "documentation" / "classification-evidence"
@@ -33,7 +33,10 @@ TRAINERS = {
     "common": "nnUNetTrainerCommonRecipe",
     "ours": "nnUNetTrainerMultitask",
     "weight_0.03": "nnUNetTrainerWeight003",
+    "weight_0.1": "nnUNetTrainerWeight01",
+    "late": "nnUNetTrainerLateClasses",
     "all_stages": "nnUNetTrainerAllStages",
+    "head_lr_0.003": "nnUNetTrainerHeadLr003",
 }
 
 
@@ -157,25 +160,31 @@ def write_dice(summary_file: Path, table: Path) -> None:
 # --- features of finished encoders, for everything that needs no training of the network
 
 
-def finished_training(key: str, work: Path, fold: int) -> nnUNetTrainerMultitask:
-    """The trainer of the method ``ours`` with its final weights."""
+def finished_training(key: str, work: Path, method: str, fold: int) -> nnUNetTrainer:
+    """The trainer of a method with its final weights."""
     import torch
 
     from nnunetv2.run.run_training import get_trainer_from_args
 
     os.environ.update(environment(work))
-    trainer = get_trainer_from_args(SETS[key].number, CONFIGURATION, fold, TRAINERS["ours"], PLANS, device=torch.device("cpu"))
+    trainer = get_trainer_from_args(SETS[key].number, CONFIGURATION, fold, TRAINERS[method], PLANS, device=torch.device("cpu"))
     trainer.disable_checkpointing = True
     trainer.load_checkpoint(str(Path(trainer.output_folder, "checkpoint_final.pth")))
     return trainer
 
 
-def extract(key: str, work: Path, fold: int, copies: int) -> None:
+def feature_folder(key: str, work: Path, method: str, fold: int) -> Path:
+    """Where the features of one encoder are kept."""
+    return work / "features" / key / method / f"fold_{fold}"
+
+
+def extract(key: str, work: Path, method: str, fold: int, copies: int) -> None:
     """Keep what heads can see of every case: features of all encoder stages and the answers of the joint heads by tile, the measures.
 
     Args:
         key: Set.
         work: Folder of the runs; the arrays go to ``features`` there.
+        method: Whose encoder; that of ``segmentation`` has no joint heads.
         fold: Whose encoder.
         copies: Views of every training case with other intensities, beside the case as it is.
     """
@@ -188,14 +197,17 @@ def extract(key: str, work: Path, fold: int, copies: int) -> None:
     from nnunetv2.network_architecture.predicted_evidence import PredictedEvidence
     from nnunetv2.training.head_refit import foreground_structures, other_intensities
     from nnunetv2.training.nnUNetTrainer.case_validation import predictor_of, segmentation_at_full_resolution
+    from nnunetv2.utilities.compilation import unwrapped_network
+    from nnunetv2.utilities.label_handling.classification_labels import classification_tasks
 
-    target = work / "features" / key / f"fold_{fold}"
+    target = feature_folder(key, work, method, fold)
     target.mkdir(parents=True, exist_ok=True)
-    trainer = finished_training(key, work, fold)
+    trainer = finished_training(key, work, method, fold)
+    network = trainer.segmentation_network() if hasattr(trainer, "segmentation_network") else unwrapped_network(trainer.network)
     labels = trainer.dataset_json["labels"]
     structures = foreground_structures(labels)
-    channels = encoder_channels(trainer.segmentation_network())
-    heads, tasks = dict(trainer.heads), dict(trainer.classification_tasks)
+    channels = encoder_channels(network)
+    heads, tasks = dict(getattr(trainer, "heads", {})), classification_tasks(trainer.dataset_json)
     some_task = replace(next(iter(tasks.values())), evidence=tuple(structures))
     for pooling in ("mean_max", "evidence"):
         description = HeadDescription(
@@ -208,8 +220,8 @@ def extract(key: str, work: Path, fold: int, copies: int) -> None:
             measures=tuple(morphometry_names(list(structures), trainer.num_input_channels)),
         )
         heads[f"vector_{pooling}"], tasks[f"vector_{pooling}"] = CaseHead(description, channels), some_task
-    predictor = predictor_of(trainer, JointNetwork(trainer.segmentation_network(), heads))
-    predictor.classification_tasks = tasks
+    predictor = predictor_of(trainer, JointNetwork(network, heads))
+    predictor.classification_tasks = {name: task for name, task in tasks.items() if name in heads}
     training, validation = trainer.get_tr_and_val_datasets()
     with segmentation_at_full_resolution(trainer), torch.inference_mode():
         for dataset, views in ((validation, 1), (training, 1 + copies)):
@@ -249,6 +261,7 @@ def main() -> None:
     command.add_argument("set", choices=SETS)
     command.add_argument("work", type=Path)
     command.add_argument("--fold", type=int, required=True)
+    command.add_argument("--method", choices=TRAINERS, default="ours")
     command.add_argument("--copies", type=int, default=0)
     arguments = parser.parse_args()
     if arguments.command == "prepare":
@@ -256,7 +269,7 @@ def main() -> None:
     elif arguments.command == "train":
         train(arguments.set, arguments.work.resolve(), arguments.method, arguments.fold)
     else:
-        extract(arguments.set, arguments.work.resolve(), arguments.fold, arguments.copies)
+        extract(arguments.set, arguments.work.resolve(), arguments.method, arguments.fold, arguments.copies)
 
 
 if __name__ == "__main__":

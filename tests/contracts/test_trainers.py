@@ -18,11 +18,36 @@ LENGTHS = {
     "nnUNetTrainer_8000epochs": 8000, "nnUNetTrainer_250epochs_NoMirroring": 250, "nnUNetTrainer_2000epochs_NoMirroring": 2000,
     "nnUNetTrainer_4000epochs_NoMirroring": 4000, "nnUNetTrainer_8000epochs_NoMirroring": 8000,
     "nnUNetTrainer_onlyMirror01_1500ep": 1500, "nnUNetTrainerMultitask_5epochs": 5, "nnUNetTrainerMultitask_20epochs": 20,
-    "nnUNetTrainerMultitask_50epochs": 50, "nnUNetTrainerMultitask_100epochs": 100, "nnUNetTrainerMultitask_250epochs": 250,
+    "nnUNetTrainerCELoss_5epochs": 5, "nnUNetTrainerDA5_10epochs": 10, "nnUNetTrainerBenchmark_5epochs": 5,
+    "nnUNetTrainerBenchmark_5epochs_noDataLoading": 5, "nnUNetTrainerMultitask_50epochs": 50, "nnUNetTrainerMultitask_100epochs": 100, "nnUNetTrainerMultitask_250epochs": 250,
 }  # fmt: skip
 OTHERS = (
-    "nnUNetTrainer", "nnUNetTrainerMultitask", "nnUNetTrainerNoMirroring", "nnUNetTrainer_onlyMirror01", "nnUNetTrainerNoDA",
-    "nnUNetTrainer_noDummy2DDA", "nnUNetTrainerNoDeepSupervision",
+    "nnUNetTrainer",
+    "nnUNetTrainerMultitask",
+    "nnUNetTrainerNoMirroring",
+    "nnUNetTrainer_onlyMirror01",
+    "nnUNetTrainerNoDA",
+    "nnUNetTrainer_noDummy2DDA",
+    "nnUNetTrainerNoDeepSupervision",
+    "nnUNetTrainer_DASegOrd0",
+    "nnUNetTrainerDA5",
+    "nnUNetTrainerDA5ord0",
+    "nnUNetTrainerCELoss",
+    "nnUNetTrainerDiceLoss",
+    "nnUNetTrainerDiceTopK10Loss",
+    "nnUNetTrainer_warmup",
+    "nnUNetTrainerAdam",
+    "nnUNetTrainerBN",
+    "nnUNetTrainer_probabilisticOversampling",
+)
+# Differ from one of the others in a value alone.
+BY_NAME_ONLY = (
+    "nnUNetTrainer_DASegOrd0_NoMirroring", "nnUNetTrainer_onlyMirror01_DASegOrd0", "nnUNetTrainer_onlyMirror01_DA5",
+    "nnUNetTrainerDA5Segord0", "nnUNetTrainerDiceCELoss_noSmooth", "nnUNetTrainerTopk10Loss", "nnUNetTrainerTopk10LossLS01",
+    "nnUNetTrainerCosAnneal", "nnUNetTrainerVanillaAdam", "nnUNetTrainerVanillaAdam1en3", "nnUNetTrainerVanillaAdam3en4",
+    "nnUNetTrainerAdam1en3", "nnUNetTrainerAdam3en4", "nnUNetTrainerAdan", "nnUNetTrainerAdan1en3", "nnUNetTrainerAdan3en4",
+    "nnUNetTrainerAdan1en1", "nnUNetTrainerAdanCosAnneal", "nnUNetTrainer_probabilisticOversampling_033",
+    "nnUNetTrainer_probabilisticOversampling_010",
 )  # fmt: skip
 MIRROR_AXES = {
     "nnUNetTrainer": {"2d": (0, 1), "3d_fullres": (0, 1, 2)},
@@ -33,7 +58,7 @@ MIRROR_AXES = {
 }
 
 
-@pytest.mark.parametrize("name", [*OTHERS, *LENGTHS])
+@pytest.mark.parametrize("name", [*OTHERS, *BY_NAME_ONLY, *LENGTHS])
 def test_is_found_by_name(name: str) -> None:
     trainer = recursive_find_trainer_class_by_name(name)
     assert trainer.__name__ == name

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from stock_nnunet import files_of, reference_commands, run_reference
+from stock_nnunet import files_of, run_reference
 
 from nnunetv2.cli.convert_dataset import msd_entry, old_entry
 from nnunetv2.dataset_conversion.convert_MSD_dataset import convert_msd_dataset, split_4d_nifti
@@ -180,13 +180,12 @@ def test_names_and_existing_datasets_are_checked(version_1, nnunet_folders, caps
 
 
 @pytest.mark.slow
-def test_both_conversions_write_what_stock_nnunet_writes(decathlon, version_1, nnunet_folders, tmp_path) -> None:
+def test_both_conversions_write_what_stock_nnunet_writes(reference, decathlon, version_1, nnunet_folders, tmp_path) -> None:
     stock = tmp_path / "stock"
     stock.mkdir()
     folders = {f"nnUNet_{name}": folder for name, folder in nnunet_folders.items()} | {"nnUNet_raw": stock}
-    commands = reference_commands()
-    run_reference(commands / "nnUNetv2_convert_MSD_dataset", "-i", decathlon, "-np", 1, **folders)
-    run_reference(commands / "nnUNetv2_convert_old_nnUNet_dataset", version_1, "Dataset107_Old", **folders)
+    run_reference(reference / "nnUNetv2_convert_MSD_dataset", "-i", decathlon, "-np", 1, **folders)
+    run_reference(reference / "nnUNetv2_convert_old_nnUNet_dataset", version_1, "Dataset107_Old", **folders)
     msd_entry(["-i", str(decathlon), "-np", "1"])
     old_entry([str(version_1), "Dataset107_Old"])
     ours = nnunet_folders["raw"]

@@ -38,6 +38,19 @@ def test_tiles_vote_by_the_evidence_predicted_in_them() -> None:
     np.testing.assert_allclose(collected("evidence", tiles), [(0.3 * 0.9 + 0.1 * 0.2) / 0.4, (0.3 * 0.1 + 0.1 * 0.8) / 0.4], atol=1e-6)
 
 
+def test_the_same_tiles_can_vote_in_other_ways() -> None:
+    tiles = [
+        (logits_of(0.9, 0.1), tile_with_lesion(0.3)),
+        (logits_of(0.2, 0.8), tile_with_lesion(0.1)),
+        (logits_of(0.6, 0.4), tile_with_lesion(0)),
+    ]
+    votes = CaseClassification({"subtype": SUBTYPE}, {"subtype": LESION})
+    for classes, segmentation in tiles:
+        votes.add_tile({"subtype": classes}, segmentation, None)
+    for aggregation in ("evidence", "mean", "max", "top3"):
+        np.testing.assert_array_equal(votes.probabilities_with(aggregation)["subtype"], collected(aggregation, tiles))
+
+
 def test_a_tile_without_evidence_has_no_say() -> None:
     tiles = [(logits_of(0.9, 0.1), tile_with_lesion(0.2)), (logits_of(0.0001, 0.9999), tile_with_lesion(0))]
     np.testing.assert_allclose(collected("evidence", tiles), [0.9, 0.1], atol=1e-5)

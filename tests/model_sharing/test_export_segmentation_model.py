@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from stock_nnunet import files_of, run_reference
 from tiny_datasets import PLANS, tiny_case, write_image
 from tiny_models import CLASSIFICATION, dataset_json, plans, write_images, write_model
 from tiny_trainings import same
@@ -53,10 +52,6 @@ def model(tmp_path: Path) -> Path:
 
 def read(folder: Path, fold: int = 0, name: str = "checkpoint_final.pth") -> dict[str, Any]:
     return torch.load(folder / f"fold_{fold}" / name, weights_only=True)
-
-
-def files_of(folder: Path) -> list[str]:
-    return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
 
 
 def test_the_export_holds_what_stock_nnunet_writes_and_nothing_else(model, tmp_path) -> None:
@@ -168,23 +163,6 @@ def test_a_model_without_heads_is_exported_as_it_is(tmp_path, capsys) -> None:
 
 
 # --- with stock nnU-Net, a program that is run and nothing more
-
-
-@pytest.fixture
-def reference() -> Path:
-    """Folder of the commands of stock nnU-Net 2.8.1."""
-    python = os.environ.get("NNUNET_REFERENCE")
-    if not python or not Path(python).is_file():
-        pytest.skip("NNUNET_REFERENCE names no Python of an environment with nnunetv2==2.8.1")
-    return Path(python).absolute().parent
-
-
-def run_reference(*command: Any, **folders: Path) -> str:
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    environment |= {"OMP_NUM_THREADS": "1", "nnUNet_compile": "f", **{name: str(folder) for name, folder in folders.items()}}
-    done = subprocess.run([str(part) for part in command], env=environment, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    return done.stdout
 
 
 TRAIN_NOTHING = r"""

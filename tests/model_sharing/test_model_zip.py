@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from stock_nnunet import files_of, reference_commands, run_reference
+from stock_nnunet import files_of, run_reference
 from tiny_models import CLASSIFICATION, dataset_json, plans, write_images, write_model
 from tiny_trainings import same
 
@@ -32,6 +32,7 @@ DATASET = "Dataset999_Tiny"
 MODEL = "nnUNetTrainerMultitask__nnUNetPlans__3d_fullres"
 LOW = "nnUNetTrainerMultitask__nnUNetPlans__3d_lowres"
 ENSEMBLE = f"ensembles/ensemble___{LOW}___{MODEL}___0_1"
+POOLED = ("summary.json", "classification_summary.json", "classification.csv", "classification_joint.csv", "cross_validation.json")
 CASE_LABELS = {"patient_7": {"subtype": "a"}}
 OPTIONS = ["-tr", "nnUNetTrainerMultitask", "-f", "0", "1"]
 
@@ -64,12 +65,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 (model / fold / "validation" / file).write_text("{}")
         cross_validation = model / "crossval_results_folds_0_1"
         cross_validation.mkdir()
-        (cross_validation / "summary.json").write_text("{}")
-        (cross_validation / "postprocessing.json").write_text("{}")
+        for file in (*POOLED, "postprocessing.json"):
+            (cross_validation / file).write_text("{}")
         (cross_validation / "postprocessing.pkl").write_bytes(pickle.dumps(([], [])))
         (cross_validation / "a.nii.gz").write_text("")
     (folder / ENSEMBLE).mkdir(parents=True)
-    (folder / ENSEMBLE / "summary.json").write_text("{}")
+    for file in POOLED:
+        (folder / ENSEMBLE / file).write_text("{}")
     (folder / ENSEMBLE / "a.nii.gz").write_text("")
     for file in ("inference_information.json", "inference_instructions.txt"):
         (folder / file).write_text("{}")
@@ -125,11 +127,12 @@ def test_a_zip_file_has_the_members_of_nnunet_and_what_classes_need(results, tmp
     per_model = [
         *(f"fold_{fold}/{name}" for fold in (0, 1) for name in ("checkpoint_final.pth", "debug.json", "progress.png")),
         *(f"fold_{fold}/validation/{name}" for fold in (0, 1) for name in ("classification_summary.json", "summary.json")),
-        *(f"crossval_results_folds_0_1/{name}" for name in ("postprocessing.json", "postprocessing.pkl", "summary.json")),
+        *(f"crossval_results_folds_0_1/{name}" for name in ("postprocessing.json", "postprocessing.pkl", *POOLED)),
         *("classification_calibration.json", "dataset.json", "dataset_fingerprint.json", "plans.json"),
     ]
     expected = [f"{DATASET}/{model}/{name}" for model in (MODEL, LOW) for name in per_model]
-    expected += [f"{DATASET}/{name}" for name in (f"{ENSEMBLE}/summary.json", "inference_information.json", "inference_instructions.txt")]
+    expected += [f"{DATASET}/{ENSEMBLE}/{name}" for name in POOLED]
+    expected += [f"{DATASET}/{name}" for name in ("inference_information.json", "inference_instructions.txt")]
     file = exported(tmp_path)
     assert names_in(file) == sorted(expected)
     assert {member.compress_type for member in zipfile.ZipFile(file).infolist()} == {zipfile.ZIP_DEFLATED}
@@ -515,8 +518,8 @@ PREDICT = ["-d", "999", "-c", "3d_fullres", "-f", "0", "1", "-device", "cpu", "-
 
 @pytest.mark.slow
 @pytest.mark.parametrize("maker", ["ours", "stock"])
-def test_zip_files_of_stock_nnunet_are_installed_here_and_the_reverse(plain, tmp_path, elsewhere, monkeypatch, maker) -> None:
-    reference, file = reference_commands(), tmp_path / "model.zip"
+def test_zip_files_of_stock_nnunet_are_installed_here_and_the_reverse(reference, plain, tmp_path, elsewhere, monkeypatch, maker) -> None:
+    file = tmp_path / "model.zip"
     options = ["-d", "999", "-o", str(file), "-c", "3d_fullres", "-f", "0", "1"]
     folders = {f"nnUNet_{name}": plain[name] for name in ("raw", "preprocessed", "results")}
     if maker == "ours":

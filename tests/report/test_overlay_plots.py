@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from skimage import io
-from stock_nnunet import reference_commands, run_reference
+from stock_nnunet import run_reference
 from tiny_datasets import PLANS
 
 from nnunetv2.cli.plot_overlay_pngs import main
+from nnunetv2.utilities import overlay_plots as forwarder
 from nnunetv2.utilities.overlay_plots import (
     color_cycle,
     generate_overlay,
@@ -55,6 +56,11 @@ def test_images_without_contrast_or_with_gaps_and_coloured_ones_are_shown() -> N
         assert picture[0, 1, 2] > 100
     with pytest.raises(ValueError, match="do not fit"):
         generate_overlay(np.zeros((2, 2)), segmentation)
+
+
+def test_only_names_of_overlay_plots_are_forwarded() -> None:
+    assert len(forwarder.color_cycle) == 15
+    assert not hasattr(forwarder, "nothing_of_this_name")
 
 
 def test_the_slice_shows_most_voxels_or_most_of_all_classes() -> None:
@@ -137,10 +143,10 @@ def test_a_wrong_intensity_is_an_error(value, capsys) -> None:
 
 
 @pytest.mark.slow
-def test_pictures_are_those_of_stock_nnunet(raw, nnunet_folders, tmp_path) -> None:
+def test_pictures_are_those_of_stock_nnunet(reference, raw, nnunet_folders, tmp_path) -> None:
     folders = {f"nnUNet_{name}": folder for name, folder in nnunet_folders.items()}
     options = ["-d", "5", "--use_raw", "-np", "1", "-channel_idx", "1"]
-    run_reference(reference_commands() / "nnUNetv2_plot_overlay_pngs", "-o", tmp_path / "stock", *options, **folders)
+    run_reference(reference / "nnUNetv2_plot_overlay_pngs", "-o", tmp_path / "stock", *options, **folders)
     main(["-o", str(tmp_path / "ours"), *options])
     for name in ("c0.png", "c1.png"):
         pictures = [io.imread(tmp_path / side / name).astype(int) for side in ("ours", "stock")]

@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from tiny_datasets import PLANS
 from tiny_trainings import CPU, make_trainer, same, weights
 
+from nnunetv2.evaluation.validation_tables import tables_of_other_aggregations
 from nnunetv2.inference.predict_from_raw_data import ClassificationOptions, nnUNetPredictor
 from nnunetv2.network_architecture.classification_heads import CaseHead, HeadDescription, class_probabilities, class_shares
 from nnunetv2.network_architecture.joint_network import JointNetwork
@@ -165,6 +166,20 @@ def test_both_sets_of_heads_are_scored_and_predict_what_the_validation_wrote(ref
     assert any(not np.allclose(tables["refit"][first][task], tables["joint"][first][task]) for task in refitted.classification_tasks)
 
 
+def test_the_validation_also_keeps_other_votes_of_the_tiles(refitted: nnUNetTrainerMultitask) -> None:
+    """Of heads that classify tiles, under the names by which nnUNetv2_find_best_configuration knows them."""
+    validation = Path(refitted.output_folder, "validation")
+    sets = ("joint",) if refitted.head_refit == "cases" else ("joint", "refit")
+    expected = {f"{heads}_{vote}" for heads in sets for vote in ("mean", "max", "top3")}
+    assert set(tables_of_other_aggregations(validation, refitted.classification_tasks, ("joint", "refit"))) == expected
+    for vote in ("mean", "max"):
+        table = read_classification_csv(validation / f"classification_joint_{vote}.csv", refitted.classification_tasks)
+        assert_same_rows(predicted_rows(refitted, "joint", aggregation=vote), table)
+    (validation / "classification_other.csv").write_text("of heads that are gone")
+    refitted.perform_actual_validation()
+    assert not (validation / "classification_other.csv").exists()
+
+
 def test_augmented_copies_are_further_views_with_other_intensities(
     refitted: nnUNetTrainerMultitask,
 ) -> None:
@@ -187,9 +202,14 @@ def test_a_continued_training_has_the_same_refitted_heads(refitted: nnUNetTraine
     monkeypatch.setenv("nnUNet_preprocessed", refitted.preprocessed_dataset_folder_base.rsplit("/", 1)[0])
     monkeypatch.setenv("nnUNet_results", str(Path(refitted.output_folder_base).parents[1]))
     again = make_trainer(nnUNetTrainerMultitask, Path(refitted.preprocessed_dataset_folder_base).parent)
+    again.disable_checkpointing = True
+    again.num_epochs = refitted.num_epochs
     again.load_checkpoint(str(Path(refitted.output_folder, "checkpoint_final.pth")))
+    again.head_refit = other = "patches" if refitted.head_refit == "cases" else "cases"
+    again.run_training()
     for name, head in refitted.refitted_heads.items():
         assert same(dict(head.state_dict()), dict(again.refitted_heads[name].state_dict()))
+    assert f"--refit_heads --head_refit {other} in place of --c" in Path(again.log_file).read_text()
 
 
 def test_what_heads_of_whole_cases_cannot_do_is_said(refitted: nnUNetTrainerMultitask) -> None:

@@ -22,6 +22,8 @@ from batchgeneratorsv2.transforms.nnunet.seg_to_onehot import MoveSegAsOneHotToD
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
 from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResolutionTransform
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+from batchgeneratorsv2.transforms.spatial.rot90 import Rot90Transform
+from batchgeneratorsv2.transforms.spatial.transpose import TransposeAxesTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
 from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
@@ -59,6 +61,7 @@ def training_transforms(
     *,
     mode_image: str = "bilinear",
     mode_segmentation: str = "bilinear",
+    cascade_p_per_label: float = 0.5,
 ) -> BasicTransform:
     """nnU-Net's default augmentation.
 
@@ -75,6 +78,7 @@ def training_transforms(
         ignore_label: Appended as last region channel.
         mode_image: Interpolation of the image, a mode of ``torch.nn.functional.grid_sample``.
         mode_segmentation: Interpolation of the labels; ``nearest`` is faster and coarser than the default vote.
+        cascade_p_per_label: Probability that a label of the previous stage is spoilt, in a sample whose labels are.
     """
     transforms: list[BasicTransform] = []
     if do_dummy_2d_data_aug:
@@ -102,12 +106,9 @@ def training_transforms(
     transforms += intensity_transforms(low_resolution_ignores=(0,) if do_dummy_2d_data_aug else None)
     if mirror_axes is not None and len(mirror_axes) > 0:
         transforms.append(MirrorTransform(allowed_axes=tuple(mirror_axes)))
-    masked_channels = [channel for channel, use in enumerate(use_mask_for_norm or ()) if use]
-    if masked_channels:
-        transforms.append(MaskImageTransform(apply_to_channels=masked_channels, channel_idx_in_seg=0, set_outside_to=0))
-    transforms.append(RemoveLabelTansform(-1, 0))
+    transforms += mask_transforms(use_mask_for_norm)
     if is_cascaded:
-        transforms += cascade_transforms(_labels_of_cascade(foreground_labels), corrupt=True)
+        transforms += cascade_transforms(foreground_labels, corrupt=True, p_per_label=cascade_p_per_label)
     transforms += target_transforms(deep_supervision_scales, regions, ignore_label)
     return ComposeTransforms(transforms)
 
@@ -122,7 +123,7 @@ def validation_transforms(
     """What is left of :func:`training_transforms` when nothing is augmented: the target and the cascade's input."""
     transforms: list[BasicTransform] = [RemoveLabelTansform(-1, 0)]
     if is_cascaded:
-        transforms += cascade_transforms(_labels_of_cascade(foreground_labels), corrupt=False)
+        transforms += cascade_transforms(foreground_labels, corrupt=False)
     transforms += target_transforms(deep_supervision_scales, regions, ignore_label)
     return ComposeTransforms(transforms)
 
@@ -133,21 +134,15 @@ def intensity_transforms(low_resolution_ignores: tuple[int, ...] | None = None) 
         # The range is called a variance but acts as a standard deviation; nnU-Net is tuned to that.
         RandomTransform(GaussianNoiseTransform(noise_variance=(0, 0.1), p_per_channel=1, synchronize_channels=True), 0.1),
         RandomTransform(
-            GaussianBlurTransform(
-                blur_sigma=(0.5, 1.0), synchronize_channels=False, synchronize_axes=False, p_per_channel=0.5
-            ),
+            GaussianBlurTransform(blur_sigma=(0.5, 1.0), synchronize_channels=False, synchronize_axes=False, p_per_channel=0.5),
             0.2,
         ),
         RandomTransform(
-            MultiplicativeBrightnessTransform(
-                multiplier_range=BGContrast((0.75, 1.25)), synchronize_channels=False, p_per_channel=1
-            ),
+            MultiplicativeBrightnessTransform(multiplier_range=BGContrast((0.75, 1.25)), synchronize_channels=False, p_per_channel=1),
             0.15,
         ),
         RandomTransform(
-            ContrastTransform(
-                contrast_range=BGContrast((0.75, 1.25)), preserve_range=True, synchronize_channels=False, p_per_channel=1
-            ),
+            ContrastTransform(contrast_range=BGContrast((0.75, 1.25)), preserve_range=True, synchronize_channels=False, p_per_channel=1),
             0.15,
         ),
         RandomTransform(
@@ -161,22 +156,29 @@ def intensity_transforms(low_resolution_ignores: tuple[int, ...] | None = None) 
             ),
             0.25,
         ),
-        RandomTransform(_gamma(p_invert_image=1), 0.1),
-        RandomTransform(_gamma(p_invert_image=0), 0.3),
+        RandomTransform(gamma_transform(p_invert_image=1), 0.1),
+        RandomTransform(gamma_transform(p_invert_image=0), 0.3),
     ]
 
 
-def cascade_transforms(foreground_labels: Sequence[int], *, corrupt: bool, p_per_label: float = 0.5) -> list[BasicTransform]:
+def mask_transforms(use_mask_for_norm: Sequence[bool] | None) -> list[BasicTransform]:
+    """Zeros outside of the nonzero mask (segmentation -1) in the channels that are normalised within it, then the mask's end."""
+    masked_channels = [channel for channel, use in enumerate(use_mask_for_norm or ()) if use]
+    mask = MaskImageTransform(apply_to_channels=masked_channels, channel_idx_in_seg=0, set_outside_to=0)
+    return [*([mask] if masked_channels else []), RemoveLabelTansform(-1, 0)]
+
+
+def cascade_transforms(foreground_labels: Sequence[int] | None, *, corrupt: bool, p_per_label: float = 0.5) -> list[BasicTransform]:
     """The previous stage's segmentation as one-hot image channels, spoilt at random so that it is not trusted blindly."""
+    if foreground_labels is None:
+        raise ValueError("A cascade needs foreground_labels: each becomes an image channel of the second stage.")
     transforms: list[BasicTransform] = [
         MoveSegAsOneHotToDataTransform(source_channel_idx=1, all_labels=foreground_labels, remove_channel_from_source=True)
     ]
     if corrupt:
         channels = list(range(-len(foreground_labels), 0))
         transforms.append(
-            RandomTransform(
-                RandomBinaryOperatorTransform(channel_idx=list(channels), strel_size=(1, 8), p_per_label=p_per_label), 0.4
-            )
+            RandomTransform(RandomBinaryOperatorTransform(channel_idx=list(channels), strel_size=(1, 8), p_per_label=p_per_label), 0.4)
         )
         transforms.append(
             RandomTransform(
@@ -192,9 +194,7 @@ def cascade_transforms(foreground_labels: Sequence[int], *, corrupt: bool, p_per
     return transforms
 
 
-def target_transforms(
-    deep_supervision_scales: Sequence | None, regions: Sequence | None, ignore_label: int | None
-) -> list[BasicTransform]:
+def target_transforms(deep_supervision_scales: Sequence | None, regions: Sequence | None, ignore_label: int | None) -> list[BasicTransform]:
     """From the label map to what the loss sees: regions as channels, and one target per deep-supervision scale."""
     transforms: list[BasicTransform] = []
     if regions is not None:
@@ -206,13 +206,14 @@ def target_transforms(
 
 
 def rotation_and_mirroring(
-    patch_size: Sequence[int], blocked_axes: Sequence[int] = ()
+    patch_size: Sequence[int], blocked_axes: Sequence[int] = (), scale_range: Sequence[float] = INITIAL_PATCH_SCALE_RANGE
 ) -> tuple[tuple[float, float], bool, np.ndarray, tuple[int, ...]]:
     """How much a patch of this size may be turned and mirrored, and what has to be read for that.
 
     Args:
         patch_size: Voxels per axis, two or three axes.
         blocked_axes: Patch axes whose mirroring would change a class (:func:`blocked_patch_axes`).
+        scale_range: Scale factors that what is read has to suffice for.
 
     Returns:
         Rotation range in radians, whether rotation and scaling stay within planes (anisotropic 3D), the patch size
@@ -230,7 +231,7 @@ def rotation_and_mirroring(
     rotation, mirror_axes = restrict_to_flip_insensitive(
         (-limit, limit), tuple(range(len(patch_size))), blocked_axes, within_planes_across_axis_0=do_dummy_2d
     )
-    initial_patch_size = get_patch_size(patch_size, rotation, rotation, rotation, INITIAL_PATCH_SCALE_RANGE)
+    initial_patch_size = get_patch_size(patch_size, rotation, rotation, rotation, scale_range)
     if do_dummy_2d:
         initial_patch_size[0] = patch_size[0]
     return rotation, do_dummy_2d, initial_patch_size, mirror_axes
@@ -253,6 +254,27 @@ def restrict_to_flip_insensitive(
     return _small_rotation(rotation) if moved else rotation, allowed
 
 
+def restrict_axis_swaps(transforms: BasicTransform, blocked_axes: Sequence[int]) -> bool:
+    """Takes blocked axes from the quarter turns and transpositions of a pipeline, since both can mirror them.
+
+    Changes the transforms in place; steps that have fewer than two axes left are taken out.
+
+    Returns:
+        Whether anything is left of a step.
+    """
+    if isinstance(transforms, (Rot90Transform, TransposeAxesTransform)):
+        transforms.allowed_axes = set(transforms.allowed_axes).difference(blocked_axes)
+        return len(transforms.allowed_axes) > 1
+    if hasattr(transforms, "transform"):
+        return restrict_axis_swaps(transforms.transform, blocked_axes)
+    for name in ("transforms", "list_of_transforms"):
+        if hasattr(transforms, name):
+            steps = [step for step in getattr(transforms, name) if restrict_axis_swaps(step, blocked_axes)]
+            setattr(transforms, name, steps)
+            return len(steps) > 0
+    return True
+
+
 def _small_rotation(rotation: RandomScalar) -> RandomScalar:
     """The rotation within the limits for flip-sensitive axes."""
     if callable(rotation):
@@ -270,9 +292,7 @@ def _small_angle(angle: float) -> float:
     return min(max(angle, -FLIP_SENSITIVE_ROTATION), FLIP_SENSITIVE_ROTATION)
 
 
-def blocked_patch_axes(
-    flip_sensitive_axes: Sequence[int], transpose_forward: Sequence[int], num_patch_axes: int
-) -> tuple[int, ...]:
+def blocked_patch_axes(flip_sensitive_axes: Sequence[int], transpose_forward: Sequence[int], num_patch_axes: int) -> tuple[int, ...]:
     """Patch axes that correspond to axes of the image file.
 
     Every reader returns arrays whose spatial axes are those of the file in reverse, ``(z, y, x)``; 2D images become
@@ -295,13 +315,8 @@ def blocked_patch_axes(
     return tuple(sorted(position for position in positions if position >= 0))
 
 
-def _gamma(p_invert_image: float) -> GammaTransform:
+def gamma_transform(p_invert_image: float) -> GammaTransform:
+    """A gamma curve for each channel; inverted, it acts on the negative of the image."""
     return GammaTransform(
         gamma=BGContrast((0.7, 1.5)), p_invert_image=p_invert_image, synchronize_channels=False, p_per_channel=1, p_retain_stats=1
     )
-
-
-def _labels_of_cascade(foreground_labels: Sequence[int] | None) -> Sequence[int]:
-    if foreground_labels is None:
-        raise ValueError("A cascade needs foreground_labels: each becomes an image channel of the second stage.")
-    return foreground_labels

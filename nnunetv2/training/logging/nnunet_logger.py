@@ -1,11 +1,16 @@
-"""The curves of a training: kept by epoch, drawn into ``progress.png``, stored in checkpoints, forwarded to Weights & Biases."""
+"""The curves of a training: kept by epoch, drawn into ``progress.png``, stored in checkpoints, forwarded to external loggers.
+
+External loggers (Weights & Biases, TensorBoard, CSV files) are switched on by environment variables, any number of them at once, and
+each is imported only then. None of them can end a training.
+"""
 
 from __future__ import annotations
 
+import importlib
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +23,13 @@ _LOG = logging.getLogger(__name__)
 MOVING_AVERAGES = {"mean_fg_dice": "ema_fg_dice", "classification/case_score": "classification/ema_case_score"}
 _PREVIOUS_SHARE = 0.9  # of the previous value in a moving average
 
+# By the variable that switches it on: module and class, made from the output folder and whether a training is continued.
+EXTERNAL_LOGGERS = {
+    "nnUNet_wandb_enabled": ("nnunetv2.training.logging.nnunet_logger", "WandbLogger"),
+    "nnUNet_tensorboard_enabled": ("nnunetv2.training.logging.tensorboard_logger", "TensorBoardLogger"),
+    "nnUNet_csv_enabled": ("nnunetv2.training.logging.csv_logger", "CSVLogger"),
+}
+
 _TRUE, _FALSE = ("1", "True", "true"), ("0", "False", "false", "")
 
 
@@ -26,25 +38,57 @@ def get_cluster_job_id() -> str | None:
     return os.environ.get("LSB_JOBID") or os.environ.get("SLURM_JOB_ID")
 
 
+class MissingPackageError(RuntimeError):
+    """A logger was chosen whose package is not installed."""
+
+
 class MetaLogger:
     """Keeps the curves here and forwards them to external loggers.
 
-    An external logger has ``update_config(dict)``, ``log(key, value, step)`` and ``log_summary(key, value)``.
+    An external logger has ``update_config(dict)``, ``log(key, value, step)`` and ``log_summary(key, value)``; those of your own are
+    appended to ``loggers``. One that fails is reported once and left out from then on.
 
     Args:
         output_folder: Folder of the fold, for files of external loggers.
         resume: Whether an earlier run is continued.
         verbose: Report every value.
+        warn: Called with the text of a warning; by default it goes to the module's logger.
+
+    Raises:
+        MissingPackageError: If a logger is chosen whose package is not installed: nothing is lost yet.
+        RuntimeError: If an environment variable says neither yes nor no.
     """
 
-    def __init__(self, output_folder: str | os.PathLike, resume: bool, verbose: bool = False) -> None:
+    def __init__(
+        self, output_folder: str | os.PathLike, resume: bool, verbose: bool = False, *, warn: Callable[[str], None] | None = None
+    ) -> None:
         self.output_folder = output_folder
         self.resume = resume
         self.verbose = verbose
         self.local_logger = LocalLogger(verbose)
         self.loggers: list[Any] = []
-        if self._is_logger_enabled("nnUNet_wandb_enabled") and _is_first_process():
-            self.loggers.append(WandbLogger(output_folder, resume))
+        self._warn = _LOG.warning if warn is None else warn
+        for variable, (module, class_name) in EXTERNAL_LOGGERS.items():
+            if self._is_logger_enabled(variable) and _is_first_process():
+                self._start(getattr(importlib.import_module(module), class_name))
+
+    def _start(self, logger_class: Callable[[str | os.PathLike, bool], Any]) -> None:
+        """Add a logger; one that cannot start, such as without a network, is left out."""
+        try:
+            self.loggers.append(logger_class(self.output_folder, self.resume))
+        except MissingPackageError:
+            raise
+        except Exception as error:  # whatever it is, it is no reason not to train
+            self._warn(f"{logger_class.__name__} could not start, the training goes on without it: {type(error).__name__}: {error}")
+
+    def _call_all(self, method: str, *arguments: Any) -> None:
+        """Call a method of every external logger."""
+        for logger in list(self.loggers):
+            try:
+                getattr(logger, method)(*arguments)
+            except Exception as error:  # whatever it is, it is no reason to end a training
+                self.loggers.remove(logger)
+                self._warn(f"{type(logger).__name__} failed, the training goes on without it: {type(error).__name__}: {error}")
 
     @property
     def my_fantastic_logging(self) -> dict[str, list[Any]]:
@@ -53,8 +97,7 @@ class MetaLogger:
 
     def update_config(self, config: dict) -> None:
         """Tell external loggers the settings of this training."""
-        for logger in self.loggers:
-            logger.update_config(config)
+        self._call_all("update_config", config)
 
     def log(self, key: str, value: Any, step: int) -> None:
         """Keep the value of an epoch; lists go to external loggers as ``{key}/class_{i}``, counted from 1."""
@@ -66,8 +109,7 @@ class MetaLogger:
 
     def log_summary(self, key: str, value: Any) -> None:
         """Tell external loggers a value of the whole training."""
-        for logger in self.loggers:
-            logger.log_summary(key, value)
+        self._call_all("log_summary", key, value)
 
     def get_value(self, key: str, step: int | None) -> Any:
         """The value of an epoch; the whole list for ``None``."""
@@ -87,12 +129,11 @@ class MetaLogger:
 
     def _forward(self, key: str, value: Any, step: int) -> None:
         """Send one value to the external loggers."""
-        for logger in self.loggers:
-            if isinstance(value, (list, tuple)):
-                for i, entry in enumerate(value, start=1):
-                    logger.log(f"{key}/class_{i}", entry, step)
-            else:
-                logger.log(key, value, step)
+        if isinstance(value, (list, tuple)):
+            for i, entry in enumerate(value, start=1):
+                self._call_all("log", f"{key}/class_{i}", entry, step)
+        else:
+            self._call_all("log", key, value, step)
 
     def _is_logger_enabled(self, env_var: str) -> bool:
         """Whether an environment variable switches a logger on."""
@@ -192,7 +233,7 @@ class WandbLogger:
         try:
             import wandb
         except ImportError as error:
-            raise RuntimeError(
+            raise MissingPackageError(
                 "nnUNet_wandb_enabled is set, but wandb is not installed. Install it (pip install wandb) or unset the variable."
             ) from error
         run_id = _last_wandb_run(Path(output_folder)) if resume else None

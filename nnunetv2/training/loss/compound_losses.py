@@ -86,8 +86,8 @@ class DC_and_BCE_loss(nn.Module):
     Args:
         bce_kwargs: For the binary cross-entropy.
         soft_dice_kwargs: For ``dice_class``, without ``apply_nonlin``.
-        weight_ce: Factor of the binary cross-entropy.
-        weight_dice: Factor of the Dice.
+        weight_ce: Factor of the binary cross-entropy; 0 skips it.
+        weight_dice: Factor of the Dice; 0 skips it.
         use_ignore_label: The target's last channel says which voxels count nowhere.
         dice_class: Class of the Dice loss.
     """
@@ -110,14 +110,19 @@ class DC_and_BCE_loss(nn.Module):
 
     def forward(self, net_output: Tensor, target: Tensor) -> Tensor:
         """Loss against one channel per region, ``(B, C, *spatial)``, and one more for the ignore label if it is used."""
-        if not self.use_ignore_label:
-            dice = self.dc(net_output, target)
-            return self.weight_ce * self.ce(net_output, target.float()) + self.weight_dice * dice
-        regions, mask = target[:, :-1], ~target[:, -1:].bool()
-        dice = self.dc(net_output, regions, loss_mask=mask)
-        # The mask has one channel, so this is the mean over voxels and the sum over regions: kept for equal results.
-        voxel_loss = (self.ce(net_output, regions.float()) * mask).sum() / mask.sum().clamp(min=1e-8)
-        return self.weight_ce * voxel_loss + self.weight_dice * dice
+        regions, mask = target, None
+        if self.use_ignore_label:
+            regions, mask = target[:, :-1], ~target[:, -1:].bool()
+        terms = []
+        if self.weight_ce != 0:
+            voxel_loss = self.ce(net_output, regions.float())
+            if mask is not None:
+                # The mask has one channel, so this is the mean over voxels and the sum over regions: kept for equal results.
+                voxel_loss = (voxel_loss * mask).sum() / mask.sum().clamp(min=1e-8)
+            terms.append(self.weight_ce * voxel_loss)
+        if self.weight_dice != 0:
+            terms.append(self.weight_dice * self.dc(net_output, regions, loss_mask=mask))
+        return sum(terms) if terms else net_output.sum() * 0
 
 
 def _softmax(logits: Tensor) -> Tensor:

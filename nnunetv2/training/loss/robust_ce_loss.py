@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 
 class RobustCrossEntropyLoss(nn.CrossEntropyLoss):
@@ -34,3 +39,17 @@ class TopKLoss(RobustCrossEntropyLoss):
         voxel_losses = super().forward(inp, target).flatten()
         n_kept = max(1, int(voxel_losses.numel() * self.k / 100))  # never the mean of nothing
         return torch.topk(voxel_losses, n_kept, sorted=False).values.mean()
+
+
+def label_map_arguments(label_manager: LabelManager) -> dict[str, int]:
+    """Arguments of a cross-entropy for the labels of a dataset: which label is ignored, if one is.
+
+    Raises:
+        ValueError: If the dataset has regions, which overlap and have no label map.
+    """
+    if label_manager.has_regions:
+        raise ValueError(
+            "This trainer's loss needs labels that exclude each other, but dataset.json declares regions. Use one with binary cross-entropy, "
+            "such as nnUNetTrainer or nnUNetTrainerDiceLoss."
+        )
+    return {} if label_manager.ignore_label is None else {"ignore_index": label_manager.ignore_label}

@@ -54,7 +54,7 @@ class PolyLRScheduler_offset(StepLRScheduler):
         super().__init__(optimizer, current_step)
 
     def learning_rate(self, step: int) -> float:
-        progress = max(0, step - self.start_step) / (self.max_steps - self.start_step)
+        progress = max(0, step - self.start_step) / max(1, self.max_steps - self.start_step)
         return self.initial_lr * max(0.0, 1 - progress) ** self.exponent
 
 
@@ -68,7 +68,7 @@ class CosineAnnealingLR_offset(CosineAnnealingLR):
         super().__init__(optimizer, T_max, eta_min, last_epoch)
 
     def _get_closed_form_lr(self) -> list[float]:
-        progress = min(1.0, max(0, self.last_epoch - self.offset) / (self.T_max - self.offset))
+        progress = min(1.0, max(0, self.last_epoch - self.offset) / max(1, self.T_max - self.offset))
         return [self.eta_min + (base - self.eta_min) * (1 + math.cos(math.pi * progress)) / 2 for base in self.base_lrs]
 
     def step(self, epoch: int | None = None) -> None:

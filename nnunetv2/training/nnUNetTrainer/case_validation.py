@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from os.path import join
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from torch import nn
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.evaluation.classification_metrics import classification_summary
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder, save_summary_json
+from nnunetv2.evaluation.validation_tables import DEFAULT_AGGREGATION, OTHER_AGGREGATIONS, heads_and_aggregation, table_name
+from nnunetv2.inference.case_classification import CaseClassification
 from nnunetv2.inference.export_prediction import export_prediction_from_logits, resample_and_save
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.inference.trained_model import JOINT_HEADS, REFITTED_HEADS
@@ -25,7 +28,7 @@ from nnunetv2.scheduling import CaseErrors, CaseFailure
 from nnunetv2.utilities.compilation import unwrapped_network
 from nnunetv2.utilities.file_io import save_json
 from nnunetv2.utilities.file_path_utilities import get_output_folder
-from nnunetv2.utilities.label_handling.classification_table import write_classification_csv
+from nnunetv2.utilities.label_handling.classification_table import CLASSIFICATION_FILE, write_classification_csv
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
 if TYPE_CHECKING:
@@ -95,8 +98,8 @@ def _predict(
     data = torch.from_numpy(with_previous_stage(trainer, np.asarray(data[:]), previous_stage))
     if not predictor.classification_tasks:
         return predictor.predict_sliding_window_return_logits(data).cpu().numpy(), properties, {}
-    logits, classification = predictor.predict_logits_and_classes_from_preprocessed_data(data, None, properties)
-    return logits.cpu().numpy(), properties, _by_head_set(classification)
+    logits, classification, (votes,) = predictor.predict_logits_classes_and_votes_from_preprocessed_data(data, properties)
+    return logits.cpu().numpy(), properties, _by_head_set(classification) | _other_votes(predictor, votes)
 
 
 def _validating_predictor(trainer: nnUNetTrainer) -> nnUNetPredictor:
@@ -118,6 +121,19 @@ def _by_head_set(classification: Mapping[str, np.ndarray]) -> dict[str, dict[str
     for name, probabilities in classification.items():
         sets[REFITTED_HEADS if name.endswith(REFIT_SUFFIX) else JOINT_HEADS][name.removesuffix(REFIT_SUFFIX)] = probabilities
     return {name: tasks for name, tasks in sets.items() if tasks}
+
+
+def _other_votes(predictor: nnUNetPredictor, votes: CaseClassification) -> dict[str, dict[str, np.ndarray]]:
+    """Probabilities by ``<set of heads>_<aggregation>`` and task, where tiles can vote in other ways, for nnUNetv2_find_best_configuration."""
+    sets: dict[str, dict[str, np.ndarray]] = {}
+    all_tasks = _by_head_set(dict.fromkeys(predictor.classification_tasks))
+    for aggregation in OTHER_AGGREGATIONS:
+        if aggregation == "mean" and not votes.evidence:
+            continue  # without evidence that is the usual vote
+        for heads, tasks in _by_head_set(votes.probabilities_with(aggregation)).items():
+            if set(tasks) == set(all_tasks[heads]):
+                sets[f"{heads}_{aggregation}"] = tasks
+    return sets
 
 
 def predictor_of(trainer: nnUNetTrainer, network: nn.Module) -> nnUNetPredictor:
@@ -249,7 +265,7 @@ class _Exports:
         except Exception as error:
             self.failures.append(CaseFailure(identifier, error, traceback.format_exc()))
 
-    def __exit__(self, kind: type | None, *_: Any) -> None:
+    def __exit__(self, kind: type | None, *_: object) -> None:
         if self._threads is not None:
             self._threads.shutdown(wait=True, cancel_futures=kind is not None)
 
@@ -286,8 +302,14 @@ def _score_classes(trainer: nnUNetTrainer, folder: str, class_rows: Mapping[str,
     """Write and log the classes of the validation cases, for every set of heads; ``classification.csv`` is that of the first set."""
     tasks = trainer.classification_tasks
     summaries = {}
-    for number, (heads, rows) in enumerate(class_rows.items()):
-        write_classification_csv(join(folder, f"classification{f'_{heads}' if number else ''}.csv"), tasks, rows)
+    files = {heads: table_name(heads) if number else CLASSIFICATION_FILE for number, heads in enumerate(class_rows)}
+    for file in Path(folder).glob("classification*.csv"):
+        if file.name not in files.values():
+            file.unlink()  # of heads or votes that an earlier validation had and this one has not
+    for heads, rows in class_rows.items():
+        write_classification_csv(join(folder, files[heads]), tasks, rows)
+        if heads_and_aggregation(heads)[1] != DEFAULT_AGGREGATION:
+            continue  # material for nnUNetv2_find_best_configuration
         summaries[heads] = summary = classification_summary(tasks, rows, trainer.case_labels())
         for name, entry in summary["tasks"].items():
             scores = ", ".join(f"{score} {'undefined' if value is None else f'{value:.4f}'}" for score, value in entry["scores"].items())

@@ -14,7 +14,7 @@ import random
 import socket
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from os.path import join
@@ -34,7 +34,9 @@ from nnunetv2.training.checkpointing import (
     save_checkpoint_file,
 )
 from nnunetv2.training.data_augmentation.default_augmentation import (
+    INITIAL_PATCH_SCALE_RANGE,
     blocked_patch_axes,
+    restrict_axis_swaps,
     restrict_to_flip_insensitive,
     rotation_and_mirroring,
     training_transforms,
@@ -57,7 +59,7 @@ from nnunetv2.utilities.crossval_split import check_splits, generate_crossval_sp
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.file_io import NO_SPACE_ERRORS, copy_file, load_json, save_json
 from nnunetv2.utilities.file_path_utilities import get_output_folder
-from nnunetv2.utilities.get_network_from_plans import build_network_of_trainer, get_network_from_plans
+from nnunetv2.utilities.get_network_from_plans import build_trainers_network, get_network_from_plans
 from nnunetv2.utilities.helpers import empty_cache
 from nnunetv2.utilities.label_handling.classification_labels import CaseLabels, ClassificationTask, load_case_groups
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
@@ -70,6 +72,7 @@ SEED_LIMIT = 2**31 - 1
 SEED_OFFSET_OF_VALIDATION = 1_000_003  # so that training and validation patches are drawn independently
 # Named in checkpoints, so that a continued training keeps the options it was started with.
 RUN_OPTIONS = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch")
+ENTRIES_ABOUT_CASES = ("case_labels", "case_groups")  # of dataset.json; loggers may send what they get to somebody else's server
 CITATION = (
     "The method is nnU-Net. Please cite it:\n"
     "Isensee, F., Jaeger, P. F., Kohl, S. A., Petersen, J., & Maier-Hein, K. H. (2021). nnU-Net: a self-configuring method for deep "
@@ -99,6 +102,9 @@ class nnUNetTrainer:
     num_val_iterations_per_epoch: int = 50
     num_epochs: int = 1000
     enable_deep_supervision: bool = True
+    dice_smooth: float = 1e-5  # added to numerator and denominator of the Dice loss
+    voxel_loss_weight: float = 1  # of the cross-entropy beside the Dice loss
+    initial_patch_scale_range: tuple[float, float] = INITIAL_PATCH_SCALE_RANGE  # of scalings that a patch is read large enough for
     save_every: int = 50  # epochs between two writings of checkpoint_latest.pth
     save_every_seconds: float = LATEST_CHECKPOINT_SECONDS  # and the time between two, whichever comes first
     disable_checkpointing: bool = False
@@ -139,13 +145,8 @@ class nnUNetTrainer:
         self.preprocessed_dataset_folder = join(self.preprocessed_dataset_folder_base, self.configuration_manager.data_identifier)
         self.output_folder_base = join(nnUNet_results, dataset_name, f"{trainer_name}__{plans_name}__{configuration}")
         self.output_folder = join(self.output_folder_base, f"fold_{fold}")
-        previous_stage = self.configuration_manager.previous_stage_name
-        self.is_cascaded = previous_stage is not None
-        self.folder_with_segs_from_previous_stage = (
-            join(get_output_folder(dataset_name, trainer_name, plans_name, previous_stage), "predicted_next_stage", configuration)
-            if self.is_cascaded
-            else None
-        )
+        self.is_cascaded = self.configuration_manager.previous_stage_name is not None
+        self.folder_with_segs_from_previous_stage = self._previous_stage_folder(trainer_name) if self.is_cascaded else None
 
         self.current_epoch = 0
         self.inference_allowed_mirroring_axes: tuple[int, ...] | None = None  # known once the data loaders are configured
@@ -176,7 +177,9 @@ class nnUNetTrainer:
         os.makedirs(self.output_folder, exist_ok=True)
         now = datetime.now()
         self.log_file = join(self.output_folder, f"training_log_{now.year}_{now.month}_{now.day}_{now.strftime('%H_%M_%S')}.txt")
-        self.logger = MetaLogger(self.output_folder, continue_training)
+        self.logger = MetaLogger(self.output_folder, continue_training, warn=lambda text: self.print_to_log_file(f"WARNING: {text}"))
+        shown = {key: value for key, value in dataset_json.items() if key not in ENTRIES_ABOUT_CASES}
+        self.logger.update_config({"plans": plans, "configuration": configuration, "fold": fold, "dataset": shown})
         self.print_to_log_file(f"\n{'#' * 70}\n{CITATION}{'#' * 70}\n", add_timestamp=False)
 
     # ------------------------------------------------------------------ setting up
@@ -257,8 +260,8 @@ class nnUNetTrainer:
 
     def build_network_for_training(self) -> nn.Module:
         """Call :meth:`build_network_architecture` in the signature that this class gives it."""
-        return build_network_of_trainer(
-            type(self),
+        return build_trainers_network(
+            self.build_network_architecture,
             self.plans_manager,
             self.configuration_manager,
             self.dataset_json,
@@ -318,16 +321,16 @@ class nnUNetTrainer:
         if self.label_manager.has_regions:
             loss = DC_and_BCE_loss(
                 {},
-                {"batch_dice": self.configuration_manager.batch_dice, "do_bg": True, "smooth": 1e-5, "ddp": self.is_ddp},
+                {"batch_dice": self.configuration_manager.batch_dice, "do_bg": True, "smooth": self.dice_smooth, "ddp": self.is_ddp},
+                weight_ce=self.voxel_loss_weight,
                 use_ignore_label=self.label_manager.ignore_label is not None,
                 dice_class=MemoryEfficientSoftDiceLoss,
             )
         else:
             loss = DC_and_CE_loss(
-                {"batch_dice": self.configuration_manager.batch_dice, "smooth": 1e-5, "do_bg": False, "ddp": self.is_ddp},
+                {"batch_dice": self.configuration_manager.batch_dice, "smooth": self.dice_smooth, "do_bg": False, "ddp": self.is_ddp},
                 {},
-                weight_ce=1,
-                weight_dice=1,
+                weight_ce=self.voxel_loss_weight,
                 ignore_label=self.label_manager.ignore_label,
                 dice_class=MemoryEfficientSoftDiceLoss,
             )
@@ -373,7 +376,7 @@ class nnUNetTrainer:
             Rotation range in radians, whether augmentation is 2D in each slice, patch size to cut before augmentation, mirror axes.
         """
         rotation_for_DA, do_dummy_2d_data_aug, initial_patch_size, mirror_axes = rotation_and_mirroring(
-            self.configuration_manager.patch_size, self.flip_sensitive_patch_axes()
+            self.configuration_manager.patch_size, self.flip_sensitive_patch_axes(), self.initial_patch_scale_range
         )
         self.print_to_log_file(f"do_dummy_2d_data_aug: {do_dummy_2d_data_aug}")
         self.inference_allowed_mirroring_axes = mirror_axes
@@ -492,9 +495,51 @@ class nnUNetTrainer:
                 f"good: {', '.join(both[:10])}"
             )
 
+    def use_previous_stage_of(self, trainer_name: str) -> None:
+        """Train on the first stage of a cascade that another trainer has predicted.
+
+        Raises:
+            ValueError: If this configuration has no previous stage.
+        """
+        if not self.is_cascaded:
+            raise ValueError(f"{self.configuration_name} is no second stage of a cascade, so there is no previous stage of {trainer_name}.")
+        self.folder_with_segs_from_previous_stage = self._previous_stage_folder(trainer_name)
+
+    def _previous_stage_folder(self, trainer_name: str) -> str:
+        """Where the trainings of the previous stage leave their predictions for this one."""
+        plans, previous = self.plans_manager, self.configuration_manager.previous_stage_name
+        model = get_output_folder(plans.dataset_name, trainer_name, plans.plans_name, previous)
+        return join(model, "predicted_next_stage", self.configuration_name)
+
+    def check_previous_stage(self, identifiers: Iterable[str]) -> None:
+        """Raise FileNotFoundError if the previous stage has not predicted all of these cases."""
+        folder = Path(self.folder_with_segs_from_previous_stage)
+        predicted = {file.stem for file in folder.iterdir()} if folder.is_dir() else set()
+        wanted = sorted(identifiers)
+        missing = [identifier for identifier in wanted if identifier not in predicted]
+        if not missing:
+            return
+        previous = self.configuration_manager.previous_stage_name
+        others = sorted(path.parents[1].name.split("__")[0] for path in self._other_previous_stages(folder))
+        raise FileNotFoundError(
+            f"{self.configuration_name} is trained on predictions of {previous}, but {len(missing)} of {len(wanted)} cases have none in "
+            f"{folder}, for example {missing[0]}. Each training of {previous} predicts the validation cases of its fold, so train all its "
+            f"folds first: nnUNetv2_train {self.plans_manager.dataset_name} {previous} FOLD -tr {folder.parents[1].name.split('__')[0]} "
+            f"-p {self.plans_manager.plans_name} (--val repeats the prediction of a finished one)."
+            + (f" Predictions of other trainers: -prev_stage_tr {' or '.join(others)}." if others else "")
+        )
+
+    def _other_previous_stages(self, folder: Path) -> list[Path]:
+        """Like ``folder``, of other trainers with the same plans."""
+        model = folder.parents[1].name
+        suffix = model[model.index("__") :]
+        return [path for path in folder.parents[2].glob(f"*{suffix}/{folder.parent.name}/{folder.name}") if path != folder]
+
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """The preprocessed training and validation cases."""
         train_keys, val_keys = self.do_split()
+        if self.is_cascaded:
+            self.check_previous_stage({*train_keys, *val_keys})
         dataset_tr, dataset_val = (
             self.dataset_class(
                 self.preprocessed_dataset_folder, keys, folder_with_segs_from_previous_stage=self.folder_with_segs_from_previous_stage
@@ -531,6 +576,8 @@ class nnUNetTrainer:
             use_mask_for_norm=self.configuration_manager.use_mask_for_norm,
             **targets,
         )
+        if blocked:
+            restrict_axis_swaps(train_transforms, blocked)
         return initial_patch_size, train_transforms, self.get_validation_transforms(deep_supervision_scales, **targets)
 
     def get_dataloaders(self) -> tuple[Any, Any]:
@@ -589,9 +636,7 @@ class nnUNetTrainer:
             **self.class_label_arguments(),
             **loader_options,
         }
-        loader = loader_class(
-            dataset, self.batch_size, patch_size, self.configuration_manager.patch_size, self.label_manager, **options
-        )
+        loader = loader_class(dataset, self.batch_size, patch_size, self.configuration_manager.patch_size, self.label_manager, **options)
         return BatchStream(
             loader,
             batches_per_epoch,
@@ -616,9 +661,7 @@ class nnUNetTrainer:
         for _ in range(self.current_epoch, self.num_epochs):
             self.on_epoch_start()
             self.on_train_epoch_start()
-            train_outputs = [
-                self.run_step(self.train_step, next(self.dataloader_train)) for _ in range(self.num_iterations_per_epoch)
-            ]
+            train_outputs = [self.run_step(self.train_step, next(self.dataloader_train)) for _ in range(self.num_iterations_per_epoch)]
             self.on_train_epoch_end(train_outputs)
             with torch.no_grad():
                 self.on_validation_epoch_start()

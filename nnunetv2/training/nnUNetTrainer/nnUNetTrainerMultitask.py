@@ -35,6 +35,7 @@ from nnunetv2.training.head_refit import (
     refit_on_cases,
     refit_on_patches,
     unfitted_case_heads,
+    way_of_refit,
 )
 from nnunetv2.training.loss.classification import ClassificationLoss
 from nnunetv2.training.nnUNetTrainer.collapse_detector import EPOCHS_TO_NOTICE, CollapseDetector
@@ -54,8 +55,8 @@ class nnUNetTrainerMultitask(nnUNetTrainer):
         ValueError: If ``dataset.json`` has no ``classification``.
     """
 
-    # The successful projects weigh the classes with 0.05 to 0.1; a weight of 3 halved the Dice.
-    maximum_classification_loss_weight: float = 0.1
+    # Larger weights cost Dice in short trainings and won nothing for the classes; see documentation/classification-evidence.md.
+    maximum_classification_loss_weight: float = 0.01
     classification_warmup_share: float = 0.1  # of the epochs, in which the weight rises from 0
     classification_warmup_epochs: float = 25  # at most
     # SGD with nnU-Net's learning rate made fresh heads collapse to one class in three independent projects.
@@ -235,9 +236,16 @@ class nnUNetTrainerMultitask(nnUNetTrainer):
 
     def on_train_end(self) -> None:
         super().on_train_end()
-        if self.head_refit != "none" and not self.refitted_heads:
+        if self.head_refit == "none":
+            return
+        if not self.refitted_heads:
             self.refit_heads()
             self.save_finished(join(self.output_folder, "checkpoint_final.pth"))
+        elif (present := way_of_refit(self.refitted_heads)) != self.head_refit:
+            self.print_to_log_file(
+                f"The heads of this training were refitted on {present} before and stay so, although --head_refit is {self.head_refit}. "
+                f"For new ones: the same command with --refit_heads --head_refit {self.head_refit} in place of --c."
+            )
 
     def refit_heads(self) -> None:
         """Train new heads on the finished encoder; those of the joint training stay beside them.

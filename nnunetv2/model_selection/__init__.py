@@ -1,0 +1,1 @@
+"""Which configuration, or pair of them, predicts best."""

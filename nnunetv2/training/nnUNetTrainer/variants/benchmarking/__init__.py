@@ -1,0 +1,1 @@
+"""Trainers that measure how fast a machine trains."""

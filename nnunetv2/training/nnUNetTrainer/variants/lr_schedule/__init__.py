@@ -1,0 +1,1 @@
+"""Trainers whose learning rate takes another course."""

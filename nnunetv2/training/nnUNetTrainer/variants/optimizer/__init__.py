@@ -1,0 +1,1 @@
+"""Trainers with another optimiser."""

@@ -1,0 +1,1 @@
+"""Trainers that choose patches differently."""
