@@ -74,7 +74,7 @@ class nnUNetTrainerMultitask(nnUNetTrainer):
     refit_pooling: str = "mean_max"  # or "attention" (on cases as the joint heads have learned it), "evidence"
     refit_stages: tuple[int, ...] | None = None  # None: a middle encoder stage and the bottleneck
     refit_augmented_copies: int = 0  # on cases: further views of every case with other intensities; each costs as much as the first
-    refit_penalty: float = 0.01  # on cases: of the squared weights
+    refit_penalty: float = 0.003  # on cases: of the squared weights
     refit_morphometry: bool = True  # on cases: sizes and shapes of the predicted structures beside the features
     refit_trees: int = 200  # on cases: decision trees on the sizes and shapes
     refit_share_of_epochs: float = 0.3  # on patches
