@@ -19,6 +19,7 @@ from datetime import timedelta
 from typing import Any
 
 STORE_KEY = "nnunetv2/peer_watch"
+LOOPBACK = "127.0.0.1"
 CONNECT_SECONDS = 300.0  # until the last process has come; machines load programs at different speeds
 GRACE_SECONDS = 10.0  # for a process to end by itself, through an error, before it is ended
 CONSEQUENCE_SECONDS = 2.0  # within which the failure that caused an error of communication is known
@@ -38,12 +39,13 @@ class PeerWatch:
         rank: Number of this process; the first one, 0, is connected with all others.
         world_size: Number of processes.
         address: Of the machine of the first process.
+        is_one_machine: Whether all processes are on it.
 
     Raises:
         ConnectionError: If a process cannot be reached.
     """
 
-    def __init__(self, store: Any, rank: int, world_size: int, address: str) -> None:
+    def __init__(self, store: Any, rank: int, world_size: int, address: str, is_one_machine: bool) -> None:
         self.rank, self.world_size = rank, world_size
         self.name = f"process {rank} of {world_size} ({socket.gethostname()}, pid {os.getpid()})"
         self.failure: str | None = None
@@ -52,9 +54,9 @@ class PeerWatch:
         self._peers: dict[socket.socket, _Peer] = {}
         self._lock = threading.Lock()
         if rank == 0:
-            self._accept_all(store, address)
+            self._accept_all(store, LOOPBACK if is_one_machine else address, _listener(is_one_machine))
         else:
-            self._connect_to_first(store, address)
+            self._connect_to_first(store)
         threading.Thread(target=self._watch, name="nnunetv2-peer-watch", daemon=True).start()
 
     def finish(self) -> None:
@@ -78,10 +80,9 @@ class PeerWatch:
 
     # --- connections
 
-    def _accept_all(self, store: Any, address: str) -> None:
-        listener = _listener(address)
+    def _accept_all(self, store: Any, address: str, listener: socket.socket) -> None:
         token = secrets.token_hex(16)  # keeps others out that find the port
-        store.set(STORE_KEY, json.dumps({"port": listener.getsockname()[1], "token": token}))
+        store.set(STORE_KEY, json.dumps({"address": address, "port": listener.getsockname()[1], "token": token}))
         listener.settimeout(CONNECT_SECONDS)
         with listener:
             while len(self._peers) < self.world_size - 1:
@@ -93,25 +94,25 @@ class PeerWatch:
                     ) from None
                 peer = _Peer()
                 connection.settimeout(CONNECT_SECONDS)
-                hello = next(iter(peer.messages_of(connection, until_first=True)), {})
+                hello, *peer.early_messages = peer.messages_of(connection, until_first=True) or [{}]
                 if hello.get("token") != token:
                     connection.close()
                     continue
-                peer.name = hello["name"]
+                peer.name = str(hello.get("name"))
                 self._add(connection, peer)
 
-    def _connect_to_first(self, store: Any, address: str) -> None:
+    def _connect_to_first(self, store: Any) -> None:
         store.wait([STORE_KEY], timedelta(seconds=CONNECT_SECONDS))
         found = json.loads(store.get(STORE_KEY))
         try:
-            connection = socket.create_connection((address, found["port"]), timeout=CONNECT_SECONDS)
+            connection = socket.create_connection((found["address"], found["port"]), timeout=CONNECT_SECONDS)
         except OSError as error:
             raise ConnectionError(
-                f"{self.name} cannot reach the first process at {address}, port {found['port']}: {error}. Machines that train together need "
+                f"{self.name} cannot reach the first process at {found['address']}, port {found['port']}: {error}. Machines that train together need "
                 "free connections among each other."
             ) from error
         _send(connection, {"token": found["token"], "name": self.name})
-        self._add(connection, _Peer("process 0 of " + str(self.world_size)))
+        self._add(connection, _Peer(f"process 0 of {self.world_size}"))
 
     def _add(self, connection: socket.socket, peer: _Peer) -> None:
         connection.settimeout(None)
@@ -131,6 +132,8 @@ class PeerWatch:
     # --- the thread
 
     def _watch(self) -> None:
+        for peer in self._peers.values():
+            self._take_in(peer, peer.early_messages)
         launcher = multiprocessing.parent_process() if os.name == "posix" else None
         with selectors.DefaultSelector() as selector:
             for connection in self._peers:
@@ -148,16 +151,18 @@ class PeerWatch:
     def _listen_to(self, connection: socket.socket) -> bool:
         """Take in what a process says; False once it is gone."""
         peer = self._peers[connection]
-        for message in peer.messages_of(connection):
-            peer.has_finished |= "finished" in message
-            if "failed" in message:
-                peer.has_finished = True  # it has said everything
-                self._on_failure(message["failed"])
+        self._take_in(peer, peer.messages_of(connection))
         if peer.is_gone and not peer.has_finished:
             self._on_failure(
                 f"{peer.name} ended without a word. It may have been killed, for example for lack of memory, or its machine is not reachable"
             )
         return not peer.is_gone
+
+    def _take_in(self, peer: _Peer, messages: list[dict[str, Any]]) -> None:
+        for message in messages:
+            peer.has_finished = True  # it has said everything
+            if "failed" in message:
+                self._on_failure(str(message["failed"]))
 
     def _on_failure(self, cause: str) -> None:
         if self._failed.is_set():
@@ -188,6 +193,7 @@ class _Peer:
         self.name = name
         self.has_finished = False
         self.is_gone = False
+        self.early_messages: list[dict[str, Any]] = []  # that came together with the first one
         self._received = b""
 
     def messages_of(self, connection: socket.socket, until_first: bool = False) -> list[dict[str, Any]]:
@@ -214,16 +220,10 @@ def _send(connection: socket.socket, message: dict[str, Any]) -> None:
     connection.sendall(json.dumps(message).encode() + b"\n")
 
 
-def _listener(address: str) -> socket.socket:
-    """Listens at the address under which the others know this machine, or at all of them if it has no such address itself."""
-    for host in (address, ""):
-        try:
-            return socket.create_server((host, 0), family=_family(host))
-        except OSError:
-            if not host:
-                raise
-    raise AssertionError
-
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][0] if host else socket.AF_INET
+def _listener(is_one_machine: bool) -> socket.socket:
+    """Listens for this machine alone, or at all addresses: the others may know this machine by one that its own name does not lead to."""
+    if is_one_machine:
+        return socket.create_server((LOOPBACK, 0))
+    with contextlib.suppress(OSError, ValueError):  # no IPv6 here
+        return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server(("", 0))

@@ -91,7 +91,8 @@ def process_group(device: torch.device) -> Iterator[None]:
     """
     local_rank, address = int(os.environ[LOCAL_RANK]), os.environ.get("MASTER_ADDR", "localhost")
     store, rank, world_size = next(torch.distributed.rendezvous("env://", timeout=timedelta(seconds=CONNECT_SECONDS)))
-    watch = PeerWatch(torch.distributed.PrefixStore("watch", store), rank, world_size, address)
+    is_one_machine = os.environ.get("LOCAL_WORLD_SIZE") == str(world_size)
+    watch = PeerWatch(torch.distributed.PrefixStore("watch", store), rank, world_size, address, is_one_machine)
     try:
         if device.type == "cuda":
             _take_gpu(local_rank)

@@ -80,7 +80,11 @@ def test_torchrun_on_two_machines(tiny_training: Folders) -> None:
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
     nodes = [
         subprocess.Popen(
-            torchrun(node, port, "-tr", "nnUNetTrainerMultitask"), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            torchrun(node, port, "-tr", "nnUNetTrainerMultitask"),
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         for node in range(2)
     ]
@@ -119,7 +123,9 @@ def test_a_failing_process_ends_all_and_says_why(how: str, machines: int, tiny_t
         port = server.getsockname()[1]
     options = ("-tr", "FailingTrainer")
     commands = [train_command(*options, "-num_gpus", "2")] if machines == 1 else [torchrun(node, port, *options) for node in range(2)]
-    running = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for command in commands]
+    running = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for command in commands
+    ]
     first_end = None
     while any(process.poll() is None for process in running):
         if first_end is None and any(process.poll() is not None for process in running):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_trainings import same
-from training.nnUNetTrainer.two_trainers import VALIDATION_STEPS, run_process, train_some_steps
+from training.nnUNetTrainer.two_trainers import VALIDATION_STEPS, run_process, train_without_dropout
 
 from nnunetv2.run.processes import run_on_this_machine
 from nnunetv2.utilities.checkpoint_io import load_checkpoint_file
@@ -45,7 +45,7 @@ def one(tiny_preprocessed: Path, tmp_path_factory: pytest.TempPathFactory) -> Re
         environment.setenv("nnUNet_preprocessed", str(tiny_preprocessed))
         environment.setenv("nnUNet_results", str(tmp_path_factory.mktemp("one_process")))
         environment.setenv("nnUNet_n_proc_DA", "0")
-        return train_some_steps(tiny_preprocessed)
+        return train_without_dropout(tiny_preprocessed)
 
 
 def test_the_processes_share_the_batches_of_one(one: Result, two: list[Result]) -> None:
@@ -68,7 +68,7 @@ def test_weights_after_some_steps_are_those_of_one_process(one: Result, two: lis
         torch.testing.assert_close(two[0]["weights"][name], value, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_class_scores_are_those_of_one_process_on_the_same_records(one: Result, two: list[Result], monkeypatch) -> None:
+def test_class_scores_are_those_of_one_process_on_the_same_records(one: Result, two: list[Result]) -> None:
     merged = [record for step in range(VALIDATION_STEPS) for of_rank in two for record in of_rank["records"][step]]
     assert [record.identifier for record in merged] == [record.identifier for step in one["records"] for record in step]
     for of_rank in two:
@@ -85,6 +85,27 @@ def test_cases_of_a_refit_are_shared_and_joined_in_their_order(one: Result, two:
         for task, vectors in of_rank["vectors of the refit"].items():
             np.testing.assert_array_equal(vectors, two[0]["vectors of the refit"][task])
             assert vectors.shape == one["vectors of the refit"][task].shape
+
+
+def test_heads_refitted_on_patches_are_those_of_one_process(one: Result, two: list[Result]) -> None:
+    first, second = (result["weights of refitted heads"] for result in two)
+    assert first and same(first, second)
+    different = [(first[name] - value).abs().flatten() > 1e-4 for name, value in one["weights of refitted heads"].items()]
+    # AdamW takes full steps also where the gradient is nothing but rounding errors.
+    assert torch.cat(different).float().mean() < 0.02
+
+
+def test_a_step_is_left_out_by_all_or_none(ranks: list[Result]) -> None:
+    """And without deep supervision, layers that never get a gradient stop nothing."""
+    start, left_out, end = ranks[0]["not finite"]["weights"]
+    assert same(start, left_out)
+    assert not same(left_out, end)
+    assert same(ranks[0]["not finite"]["weights"], ranks[1]["not finite"]["weights"])
+
+
+def test_processes_that_would_train_different_epochs_are_refused(ranks: list[Result]) -> None:
+    assert ranks[0]["not finite"]["difference"] == ""
+    assert "the first process differ in epoch: 0 and 1. All machines need" in ranks[1]["not finite"]["difference"]
 
 
 def test_processes_draw_different_random_numbers(ranks: list[Result]) -> None:

@@ -7,44 +7,34 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from tiny_trainings import CPU, make_trainer, weights
 
-from nnunetv2.network_architecture.classification_heads import SeededDropout
+from nnunetv2.network_architecture import classification_heads
 from nnunetv2.network_architecture.joint_network import JointNetwork
 from nnunetv2.run.processes import process_group
 from nnunetv2.run.run_training import maybe_load_checkpoint
 from nnunetv2.training.distributed import outputs_of_all_processes, process_rank
 from nnunetv2.training.head_refit import case_vectors, unfitted_case_heads
 from nnunetv2.training.nnUNetTrainer.case_validation import predictor_of
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainerMultitask import nnUNetTrainerMultitask
 
 STEPS, VALIDATION_STEPS = 3, 4
 STEP_WITH_AN_UNKNOWN_HALF = 1
 
 
-class WithoutDropout(nnUNetTrainerMultitask):
-    """Its classes count from the second step on as much as the segmentation."""
+class ClassesCount(nnUNetTrainerMultitask):
+    """From the second step on as much as the segmentation."""
 
     maximum_classification_loss_weight = 1.0
     classification_warmup_share = 0.0
     head_refit = "patches"
 
-    def build_heads(self) -> dict[str, torch.nn.Module]:
-        heads = super().build_heads()
-        for head in heads.values():
-            switch_dropout_off(head)
-        return heads
-
     def configure_head_optimizer(self) -> torch.optim.Optimizer:
         # AdamW takes full steps also where the gradient is nothing but rounding errors.
         return torch.optim.SGD(self.head_parameters(), lr=0.1)
-
-
-def switch_dropout_off(head: torch.nn.Module) -> None:
-    for module in head.modules():
-        if isinstance(module, SeededDropout):
-            module.probability = 0.0
 
 
 class WithNoise(nnUNetTrainerMultitask):
@@ -64,10 +54,17 @@ class WithNoise(nnUNetTrainerMultitask):
             raise InterruptedError
 
 
+def train_without_dropout(preprocessed: Path) -> dict[str, Any]:
+    """:func:`train_some_steps` with heads that differ between one process and two by nothing but rounding errors."""
+    with pytest.MonkeyPatch.context() as constants:
+        constants.setattr(classification_heads, "DROPOUT", 0.0)
+        return train_some_steps(preprocessed)
+
+
 def train_some_steps(preprocessed: Path) -> dict[str, Any]:
     """One epoch, in which one half of a batch has neither labels nor evidence."""
     trainer = make_trainer(
-        WithoutDropout, preprocessed, num_epochs=1, num_iterations_per_epoch=STEPS, num_val_iterations_per_epoch=VALIDATION_STEPS
+        ClassesCount, preprocessed, num_epochs=1, num_iterations_per_epoch=STEPS, num_val_iterations_per_epoch=VALIDATION_STEPS
     )
     trainer.on_train_start()
     trainer.on_epoch_start()
@@ -94,10 +91,13 @@ def train_some_steps(preprocessed: Path) -> dict[str, Any]:
         "scores": scores,
     }
     trainer.stop_dataloaders()
+    trainer.refit_heads()
+    result["weights of refitted heads"] = trainer.refitted_heads_entry()["weights"]
     heads = unfitted_case_heads(trainer, with_morphometry=True)
     predictor = predictor_of(trainer, JointNetwork(trainer.segmentation_network(), heads))
     predictor.classification_tasks = dict(trainer.classification_tasks)
-    result["identifiers of the refit"], result["vectors of the refit"] = case_vectors(trainer, predictor, augmented_copies=1)
+    predictor.allowed_mirroring_axes = None  # faster
+    result["identifiers of the refit"], result["vectors of the refit"] = case_vectors(trainer, predictor, augmented_copies=0)
     return result
 
 
@@ -112,15 +112,15 @@ def forget_second_half(trainer: Any, batch: dict) -> None:
 
 
 def train_and_resume(preprocessed: Path, folder: Path) -> dict[str, Any]:
-    """A training of three epochs at once, and one that was interrupted in the second epoch."""
-    whole = make_trainer(WithNoise, preprocessed, num_epochs=3, num_iterations_per_epoch=1)
+    """A training of two epochs at once, and one that was interrupted in the second one."""
+    whole = make_trainer(WithNoise, preprocessed, num_epochs=2, num_iterations_per_epoch=1)
     whole.run_training()
     noise = [float(np.random.rand()), float(torch.rand(1))]
     if process_rank() == 0:
         Path(whole.output_folder, "checkpoint_final.pth").rename(folder / "whole.pth")
         for path in Path(whole.output_folder).glob("*.pth"):
             path.unlink()
-    first = make_trainer(WithNoise, preprocessed, num_epochs=3, num_iterations_per_epoch=1)
+    first = make_trainer(WithNoise, preprocessed, num_epochs=2, num_iterations_per_epoch=1)
     first.stop_in_epoch = 1
     try:
         first.run_training()
@@ -136,12 +136,39 @@ def train_and_resume(preprocessed: Path, folder: Path) -> dict[str, Any]:
     return {"start": start, "noise": noise}
 
 
+class NoDeepSupervision(nnUNetTrainer):
+    enable_deep_supervision = False  # leaves layers of the decoder without a gradient
+
+
+def train_with_a_loss_that_is_not_finite(preprocessed: Path) -> dict[str, Any]:
+    """Three steps, in the second of which the second process has a broken image."""
+    trainer = make_trainer(NoDeepSupervision, preprocessed)
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    states = []
+    for step in range(3):
+        batch = next(trainer.dataloader_train)
+        if step == 1 and process_rank() == 1:
+            batch["data"][:] = float("nan")
+        trainer.train_step(batch)
+        states.append(weights(trainer))
+    trainer.stop_dataloaders()
+    trainer.current_epoch = process_rank()  # as if each had a results folder of its own
+    try:
+        trainer._check_processes_agree()
+        difference = ""
+    except RuntimeError as error:
+        difference = str(error)
+    return {"weights": states, "difference": difference}
+
+
 def run_process(preprocessed: str, folder: str) -> None:
     """All of the above in one of two processes."""
     torch.set_num_threads(1)
     with process_group(CPU):
         result = {
-            "steps": train_some_steps(Path(preprocessed)),
+            "steps": train_without_dropout(Path(preprocessed)),
+            "not finite": train_with_a_loss_that_is_not_finite(Path(preprocessed)),
             "resumed": train_and_resume(Path(preprocessed), Path(folder)),
         }
         torch.save(result, f"{folder}/{process_rank()}.pt")
