@@ -19,6 +19,7 @@ from nnunetv2.network_architecture.classification_heads import (
     encoder_channels,
     head_rng_state,
     heads_from_checkpoint,
+    seed_dropout,
     set_head_rng_state,
 )
 from nnunetv2.network_architecture.joint_network import HEADS_PREFIX, JointNetwork
@@ -26,6 +27,7 @@ from nnunetv2.training.checkpointing import load_checkpoint_file
 from nnunetv2.training.dataloading.batch_stream import BatchStream
 from nnunetv2.training.dataloading.case_sampling import balanced_sampling_probabilities, class_weights
 from nnunetv2.training.dataloading.class_targets import evidence_rules
+from nnunetv2.training.distributed import of_first_process
 from nnunetv2.training.head_refit import (
     EVIDENCE_CENTRED_SHARE,
     REFITS,
@@ -266,6 +268,8 @@ class nnUNetTrainerMultitask(nnUNetTrainer):
             )
         else:
             self.refitted_heads = refit_on_patches(self, epochs=self.refit_epochs())
+        if self.is_ddp:
+            self.load_refitted_heads(of_first_process(self.refitted_heads_entry()))
 
     def check_refit(self) -> None:
         """Raise ValueError for an unknown way of the refit, pooling or stage, or a task without a labelled training case."""
@@ -328,6 +332,14 @@ class nnUNetTrainerMultitask(nnUNetTrainer):
             "head_rng_state": head_rng_state(self.heads),
             "head_refit": vars(self).get("head_refit"),  # None: that of the class
         }
+
+    def random_states(self) -> dict[str, Any]:
+        return {**super().random_states(), "head_rng_state": head_rng_state(self.heads)}
+
+    def draw_independently(self, *position: int) -> None:
+        super().draw_independently(*position)
+        if self.local_rank > 0:
+            seed_dropout(self.heads, int(torch.randint(2**31, ())))
 
     def restore_training_state(self, state: Mapping[str, Any]) -> None:
         super().restore_training_state(state)
