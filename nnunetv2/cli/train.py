@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 
 from nnunetv2.cli.arguments import fold, positive_number, run_command
@@ -20,7 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-prev_stage_tr", default=None, metavar="TRAINER", help="trainer whose first stage a cascade is trained on (default: that of -tr)"
     )
-    parser.add_argument("-num_gpus", type=int, default=1, help="number of GPUs (default: %(default)s; more are not part of this release yet)")
+    parser.add_argument("-num_gpus", type=int, default=1, help="number of GPUs, or of processes with -device cpu (default: %(default)s; see documentation/multi_gpu.md)")
     parser.add_argument("--npz", action="store_true", help="keep the probabilities of the validation cases, to find the best ensemble")
     parser.add_argument("--c", action="store_true", help="continue from the newest checkpoint")
     parser.add_argument("--val", action="store_true", help="validate a finished training, do not train")
@@ -59,12 +60,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from nnunetv2.run.run_training import run_training
 
+    is_first = os.environ.get("RANK", "0") == "0"  # of the processes of torchrun
     device = args.device
     if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device == "cpu":
+        # Whoever asks for several GPUs is told that there are none.
+        device = "cuda" if torch.cuda.is_available() or args.num_gpus > 1 else "cpu"
+        if device == "cpu" and is_first:
             print("No CUDA device found: training on the CPU, which is slow for anything but small data. -device chooses another one.", flush=True)
-    if args.p == "nnUNetPlans":
+    if args.p == "nnUNetPlans" and is_first:
         print("Note: the residual encoder presets are nnU-Net's recommended plans, for example -p nnUNetResEncUNetLPlans.", flush=True)
     run_training(
         args.dataset_name_or_id,

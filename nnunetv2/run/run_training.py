@@ -12,10 +12,11 @@ import torch
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.preprocessing.settings import check_preprocessed_data
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from nnunetv2.run.processes import cleanup_ddp, find_free_network_port, in_every_process, setup_ddp  # noqa: F401, nnU-Net has some here
 from nnunetv2.training.checkpointing import newest_checkpoint
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
-from nnunetv2.utilities.default_n_proc_DA import usable_cpus
+from nnunetv2.utilities.default_n_proc_DA import cpus_of_process
 from nnunetv2.utilities.file_io import load_json
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.memory_allocator import keep_freed_memory
@@ -27,6 +28,7 @@ DEVICES = ("cpu", "cuda", "mps")
 SLOW_TORCH = "2.9."  # its 3D convolutions are slow under automatic mixed precision
 
 
+@in_every_process
 def run_training(
     dataset_name_or_id: str | int,
     configuration: str,
@@ -58,7 +60,7 @@ def run_training(
         trainer_class_name: Class below ``nnunetv2.training.nnUNetTrainer`` or in ``nnUNet_extTrainer``.
         plans_identifier: Name of the plans.
         pretrained_weights: Checkpoint to start from; not with ``continue_training``.
-        num_gpus: One, so far.
+        num_gpus: Processes to start on this machine, each with a GPU of its own, or on the CPU; under torchrun 1.
         export_validation_probabilities: Keep the probabilities of the validation cases, for ensembles.
         continue_training: Go on from the newest checkpoint that can be read.
         only_run_validation: Skip the training; needs ``checkpoint_final.pth``, or the best one with ``val_with_best``.
@@ -266,11 +268,6 @@ def _check_options(
     """Options that exclude each other or cannot be; checked before a trainer writes its folder."""
     if num_gpus < 1:
         raise ValueError(f"-num_gpus {num_gpus}: a training needs one GPU (or -device cpu).")
-    if num_gpus > 1:
-        raise ValueError(
-            f"-num_gpus {num_gpus}: training on several GPUs is not part of this release yet. "
-            "Train with one; several folds can be trained on several GPUs at once, each with its own CUDA_VISIBLE_DEVICES."
-        )
     if continue_training and only_run_validation:
         raise ValueError("--c and --val exclude each other: one continues the training, the other skips it.")
     if continue_training and pretrained_weights is not None:
@@ -318,7 +315,7 @@ def _prepare_device(device: torch.device) -> None:
     if device.type == "cpu":
         keep_freed_memory()
         if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(usable_cpus())
+            torch.set_num_threads(cpus_of_process())
     elif device.type == "cuda":
         torch.set_num_threads(1)
         try:
@@ -329,9 +326,35 @@ def _prepare_device(device: torch.device) -> None:
         torch.backends.cudnn.benchmark = True
 
 
+def run_ddp(
+    rank: int,
+    dataset_name_or_id: str | int,
+    configuration: str,
+    fold: int | str,
+    tr: str,
+    p: str,
+    disable_checkpointing: bool,
+    c: bool,
+    val: bool,
+    pretrained_weights: str | None,
+    npz: bool,
+    val_with_best: bool,
+    world_size: int,
+) -> None:
+    """One of several processes on this machine, as nnU-Net starts them; ``MASTER_PORT`` says where they meet."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_WORLD_SIZE=str(world_size))
+    os.environ.setdefault("MASTER_ADDR", "localhost")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    options = (pretrained_weights, world_size, npz, c, val, disable_checkpointing, val_with_best)
+    run_training(dataset_name_or_id, configuration, fold, tr, p, *options, device=device)
+
 
 def run_training_entry() -> None:
     """Entry point of nnU-Net's name; the command lives in ``nnunetv2.cli.train``."""
     from nnunetv2.cli.train import main
 
     main()
+
+
+if __name__ == "__main__":  # torchrun -m nnunetv2.run.run_training
+    run_training_entry()

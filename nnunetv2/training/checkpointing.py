@@ -33,8 +33,12 @@ CHECKPOINTS = (
 )
 
 
-def rng_state() -> dict[str, Any]:
-    """State of the random generators of Python, numpy and torch (CPU and GPUs), as tensors and numbers."""
+def rng_state(device: torch.device | None = None) -> dict[str, Any]:
+    """State of the random generators of Python, numpy and torch (CPU and GPUs), as tensors and numbers.
+
+    Args:
+        device: The only GPU that counts; None: all of this machine.
+    """
     version, python_words, python_gauss = random.getstate()
     algorithm, numpy_words, position, has_gauss, gauss = np.random.get_state()
     return {
@@ -47,20 +51,26 @@ def rng_state() -> dict[str, Any]:
             "gauss": float(gauss),
         },
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": [torch.cuda.get_rng_state(gpu) for gpu in _gpus(device)],
     }
 
 
-def restore_rng_state(state: Mapping[str, Any]) -> None:
-    """Restore what :func:`rng_state` returned, on this machine's GPUs as far as there are as many."""
+def restore_rng_state(state: Mapping[str, Any], device: torch.device | None = None) -> None:
+    """Restore what :func:`rng_state` returned for the same ``device``, on this machine's GPUs as far as there are as many."""
     python, numpy_state = state["python"], state["numpy"]
     random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))
     words = numpy_state["words"].cpu().numpy().astype(np.uint32)
     np.random.set_state((numpy_state["algorithm"], words, numpy_state["position"], numpy_state["has_gauss"], numpy_state["gauss"]))
     torch.set_rng_state(state["torch"].cpu())
-    if torch.cuda.is_available():
-        for device, cuda_state in zip(range(torch.cuda.device_count()), state["cuda"], strict=False):
-            torch.cuda.set_rng_state(cuda_state.cpu(), device)
+    for gpu, cuda_state in zip(_gpus(device), state["cuda"], strict=False):
+        torch.cuda.set_rng_state(cuda_state.cpu(), gpu)
+
+
+def _gpus(device: torch.device | None) -> list[torch.device | int]:
+    """The given GPU, or all of this machine; none for a device that is no GPU."""
+    if device is not None:
+        return [device] if device.type == "cuda" else []
+    return list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
 
 
 def newest_checkpoint(folder: str | os.PathLike, report: Callable[[str], None] = print) -> tuple[Path | None, dict[str, Any] | None]:

@@ -22,6 +22,7 @@ from nnunetv2.network_architecture.classification_heads import (
     build_heads,
     default_stages,
     encoder_channels,
+    seed_dropout,
     tree_targets,
 )
 from nnunetv2.network_architecture.joint_network import JointNetwork
@@ -31,6 +32,7 @@ from nnunetv2.training.data_augmentation.default_augmentation import intensity_t
 from nnunetv2.training.dataloading.case_sampling import balanced_sampling_probabilities
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.random_state import restored_random_state, seed_sample
+from nnunetv2.training.distributed import average_gradients, number_of_processes, of_all_processes, process_rank
 from nnunetv2.training.loss.classification import ClassificationLoss
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.case_validation import predictor_of, segmentation_at_full_resolution, with_previous_stage
@@ -42,7 +44,11 @@ if TYPE_CHECKING:
 REFITS = ("cases", "patches", "none")
 SEED_OFFSET = 2_000_003  # other random numbers than those of the training
 EVIDENCE_CENTRED_SHARE = 2 / 3  # of the samples of a refit on patches
-CASES_OF_A_LEAF = 2
+# Structures are predicted better in cases that the network was trained on than in new ones: by this share of a measure's deviation between
+# cases (the median over measures on two real sets). Trees that see every case several times, so much changed, do not rely on less.
+NOISE_OF_MEASURES = 0.3
+NOISY_COPIES = 8
+COPIES_OF_A_LEAF = 8
 SMALLEST_DEVIATION = 1e-6  # a feature that varies less than this among the training cases says nothing
 
 
@@ -72,7 +78,7 @@ def refit_on_cases(
     predictor.classification_tasks = dict(trainer.classification_tasks)
     identifiers, vectors = case_vectors(trainer, predictor, augmented_copies)
     case_labels = trainer.case_labels()
-    for name, head in heads.items():
+    for name, head in heads.items() if process_rank() == 0 else ():  # the others get the fitted ones
         targets = [case_labels.target(identifier, name) for identifier in identifiers]
         known = [index for index, target in enumerate(targets) if target is not None]
         weights = balanced_sampling_probabilities([identifiers[i] for i in known], case_labels, name, draw_unknown=False) * len(known)
@@ -138,7 +144,7 @@ def foreground_structures(labels: Mapping[str, Any]) -> dict[str, tuple[int, ...
 def case_vectors(
     trainer: nnUNetTrainerMultitask, predictor: Any, augmented_copies: int
 ) -> tuple[list[str], dict[str, np.ndarray]]:
-    """What the heads of whole cases see of the training cases that have any label.
+    """What the heads of whole cases see of the training cases that have any label; several processes share the cases.
 
     Returns:
         The identifier of every view, and by task the vectors ``(views, F)``.
@@ -146,20 +152,19 @@ def case_vectors(
     dataset, _ = trainer.get_tr_and_val_datasets()
     case_labels = trainer.case_labels()
     chosen = [name for name in dataset.identifiers if any(case_labels.target(name, task) is not None for task in trainer.classification_tasks)]
-    identifiers: list[str] = []
-    vectors: dict[str, list[np.ndarray]] = {name: [] for name in trainer.classification_tasks}
+    views: list[tuple[int, int, dict[str, np.ndarray]]] = []  # number of the case, of the copy, vectors by task
     with segmentation_at_full_resolution(trainer):
-        for number, identifier in enumerate(chosen):
+        for number in range(process_rank(), len(chosen), number_of_processes()):
+            identifier = chosen[number]
             data, _, previous_stage, properties = dataset.load_case(identifier)
             image = torch.from_numpy(np.asarray(data[:]))
             for copy in range(1 + augmented_copies):
                 view = image if copy == 0 else other_intensities(image, trainer.seed + SEED_OFFSET, number, copy)
                 view = with_previous_stage(trainer, view.numpy(), previous_stage)
-                features = predictor.case_features_from_preprocessed_data(torch.from_numpy(view), properties)
-                identifiers.append(str(identifier))
-                for task, vector in features.items():
-                    vectors[task].append(vector)
-    return identifiers, {task: np.stack(rows) for task, rows in vectors.items()}
+                views.append((number, copy, predictor.case_features_from_preprocessed_data(torch.from_numpy(view), properties)))
+    views = sorted((view for of_process in of_all_processes(views) for view in of_process), key=lambda view: view[:2])
+    vectors = {task: np.stack([features[task] for _, _, features in views]) for task in trainer.classification_tasks}
+    return [str(chosen[number]) for number, _, _ in views], vectors
 
 
 def other_intensities(image: Tensor, *position: int) -> Tensor:
@@ -239,6 +244,8 @@ def fit_case_head(head: CaseHead, vectors: np.ndarray, targets: Sequence[Target]
 def grow_trees(head: CaseHead, vectors: np.ndarray, targets: Sequence[Target], weights: np.ndarray, number: int, seed: int) -> None:
     """Give a fitted head decision trees on the measures: randomized ones, whose mean is what a small number of cases can carry.
 
+    They are grown on noisy copies of the measures, see :func:`noisy_copies`.
+
     Args:
         head: Changed in place; its feature means are set.
         vectors: ``(n, F)``; NaN where a measure does not exist.
@@ -250,10 +257,17 @@ def grow_trees(head: CaseHead, vectors: np.ndarray, targets: Sequence[Target], w
     from sklearn.ensemble import ExtraTreesRegressor
 
     measures = head.measures_of(torch.from_numpy(np.asarray(vectors, dtype=np.float64))).cpu().numpy()
+    truth = tree_targets(head.description.task, _target_tensor(head.description.task, targets)).numpy()
     # Squared error on indicators of the classes is the Gini impurity, and serves every type of task.
-    forest = ExtraTreesRegressor(number, min_samples_leaf=CASES_OF_A_LEAF, random_state=seed)
-    forest.fit(measures, tree_targets(head.description.task, _target_tensor(head.description.task, targets)).numpy(), sample_weight=weights)
+    forest = ExtraTreesRegressor(number, min_samples_leaf=COPIES_OF_A_LEAF, random_state=seed)
+    forest.fit(noisy_copies(measures, seed), np.tile(truth, (NOISY_COPIES, 1)), sample_weight=np.tile(weights, NOISY_COPIES))
     head.set_trees(TreeEnsemble.from_scikit_learn(forest).to(head.feature_mean.device))
+
+
+def noisy_copies(measures: np.ndarray, seed: int) -> np.ndarray:
+    """``(NOISY_COPIES * n, F)``: all cases, again and again, with Gaussian noise in proportion to the deviation of each measure."""
+    noise = np.random.default_rng(seed).standard_normal((NOISY_COPIES, *measures.shape))
+    return (measures + NOISE_OF_MEASURES * measures.std(axis=0) * noise).reshape(-1, measures.shape[1])
 
 
 def _target_tensor(task: ClassificationTask, targets: Sequence[Target]) -> Tensor:
@@ -275,6 +289,8 @@ def refit_on_patches(trainer: nnUNetTrainerMultitask, *, epochs: int) -> dict[st
     network = trainer.segmentation_network()
     tasks = trainer.classification_tasks
     heads = new_patch_heads(trainer)
+    if process_rank() > 0:  # equal weights, but dropout of their own
+        seed_dropout(heads, trainer.seed + SEED_OFFSET + process_rank())
     modules = nn.ModuleList(heads.values()).to(trainer.device).train()
     parameters = list(modules.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=trainer.head_lr, weight_decay=trainer.head_weight_decay)
@@ -296,10 +312,12 @@ def refit_on_patches(trainer: nnUNetTrainerMultitask, *, epochs: int) -> dict[st
                     loss = sum(tasks[name].weight * value for name, value in losses.items())
                     optimizer.zero_grad(set_to_none=True)
                     loss.backward()
+                    average_gradients(parameters)
                     torch.nn.utils.clip_grad_norm_(parameters, trainer.head_gradient_norm)
                     optimizer.step()
                     total += loss.detach()
-                trainer.print_to_log_file(f"Head refit, epoch {epoch}: loss {float(total) / trainer.num_iterations_per_epoch:.4f}")
+                mean = np.mean(of_all_processes(float(total))) / trainer.num_iterations_per_epoch
+                trainer.print_to_log_file(f"Head refit, epoch {epoch}: loss {mean:.4f}")
     finally:
         stream.close()
     modules.eval().requires_grad_(False)

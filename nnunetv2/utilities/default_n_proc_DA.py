@@ -13,6 +13,8 @@ _USUAL_NUM_WORKERS = 12
 def get_allowed_n_proc_DA() -> int:
     """Number of batch workers per GPU: ``nnUNet_n_proc_DA`` or 12, never more than the CPUs this process may use.
 
+    Without ``nnUNet_n_proc_DA`` the processes of a training on one machine share its CPUs.
+
     0 means that batches are made in the training process itself.
 
     Raises:
@@ -20,7 +22,7 @@ def get_allowed_n_proc_DA() -> int:
     """
     text = os.environ.get("nnUNet_n_proc_DA", "").strip()
     if not text:
-        return min(_USUAL_NUM_WORKERS, usable_cpus())
+        return min(_USUAL_NUM_WORKERS, cpus_of_process())
     try:
         wanted = int(text)
     except ValueError:
@@ -28,6 +30,12 @@ def get_allowed_n_proc_DA() -> int:
     if wanted < 0:
         raise ValueError(f"The environment variable nnUNet_n_proc_DA is {text!r}; expected a whole number, 0 or more. Correct or unset it.")
     return min(wanted, usable_cpus())
+
+
+def cpus_of_process() -> int:
+    """Share of this process in the usable CPUs, where a training has several processes on this machine (``LOCAL_WORLD_SIZE``)."""
+    processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(1, usable_cpus() // max(1, int(processes) if processes.isdecimal() else 1))
 
 
 def usable_cpus() -> int:

@@ -74,7 +74,7 @@ class Variant:
     pooling: str = "mean_max"
     stages: tuple[int, ...] | None = None
     aggregation: str = "evidence"
-    penalty: float = 0.01
+    penalty: float = 0.003
     features: bool = True
     measures: bool = True
     trees: int = 200
@@ -92,8 +92,8 @@ VARIANTS = {
     "features_alone_aggregation_mean": replace(OURS, aggregation="mean", measures=False),
     **{f"features_alone_stage_{stage}": replace(OURS, stages=(stage,), measures=False) for stage in range(6)},
     "features_alone_all_stages": replace(OURS, stages=tuple(range(6)), measures=False),
-    **{f"penalty_{penalty}": replace(OURS, penalty=penalty) for penalty in (0.001, 0.003, 0.03, 0.1, 0.3)},
-    **{f"features_alone_penalty_{penalty}": replace(OURS, penalty=penalty, measures=False) for penalty in (0.001, 0.003, 0.03, 0.1, 0.3)},
+    **{f"penalty_{penalty}": replace(OURS, penalty=penalty) for penalty in (0.001, 0.01, 0.03, 0.1, 0.3)},
+    **{f"features_alone_penalty_{penalty}": replace(OURS, penalty=penalty, measures=False) for penalty in (0.001, 0.01, 0.03, 0.1, 0.3)},
 }
 ON_OTHER_ENCODERS = ("ours", "features_alone", "measures_alone", "pooling_evidence", "features_alone_pooling_evidence")
 

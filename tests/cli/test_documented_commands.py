@@ -65,7 +65,7 @@ PARSERS: dict[str, tuple[Callable[[], argparse.ArgumentParser], Check | None]] =
     "nnUNetv2_demo": (demo.build_parser, None),
 }
 COMMAND = re.compile(r"\bnnUNetv2_\w+")
-END_OF_COMMAND = ("&&", "||", "|", ";", ">", ">>", "#")
+END_OF_COMMAND = ("&", "&&", "||", "|", ";", ">", ">>", "#")
 
 
 def documents() -> list[Path]:
@@ -85,7 +85,8 @@ def code_of(document: Path) -> tuple[str, list[str]]:
         fenced = re.findall(r"^```[^\n]*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
         indented = [line for line in text.splitlines() if line.startswith("    ")]
         text = "\n".join([*fenced, *indented])
-    return re.sub(r"\\\n\s*", " ", text), re.findall(r"`([^`]+)`", prose)
+    text = re.sub(r"\\\n\s*", " ", text)
+    return text.replace("-m nnunetv2.run.run_training", "&& nnUNetv2_train"), re.findall(r"`([^`]+)`", prose)
 
 
 def words_of(code: str) -> list[str]:
@@ -105,7 +106,7 @@ def command_lines(document: Path) -> list[list[str]]:
     found = []
     for line in code.splitlines():
         for part in re.split(r"&&|\|\||;", line):
-            if re.match(r"\s*(!|\$ |export .*)?\s*nnUNetv2_\w+", part):
+            if re.match(r"\s*(!|\$ |export .*|\w+=\S+ )?\s*nnUNetv2_\w+", part):
                 found.append(words_of(part))
     return found
 

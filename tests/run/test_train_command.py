@@ -40,7 +40,6 @@ def test_a_fold_is_a_number_or_all(arguments: list[str], capsys: pytest.CaptureF
         (["--refit_heads", "--c"], "--refit_heads .* excludes --c. Leave it out"),
         (["--refit_heads", "--val", "--disable_checkpointing"], "excludes --val, --disable_checkpointing. Leave them out"),
         (["--refit_heads", "--head_refit", "none"], "--head_refit none exclude each other"),
-        (["-num_gpus", "2"], "not part of this release yet"),
         (["-num_gpus", "0"], "needs one GPU"),
         (["-pretrained_weights", "nowhere.pth"], "nowhere.pth does not exist"),
     ],

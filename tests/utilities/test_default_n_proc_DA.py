@@ -37,3 +37,13 @@ def test_the_quota_of_a_container_is_read_in_both_versions(tmp_path: Path) -> No
     assert default_n_proc_DA._control_group_cpus(tmp_path) == 2
     (tmp_path / "cpu.max").write_text("max 100000\n")
     assert default_n_proc_DA._control_group_cpus(tmp_path) is None
+
+
+@pytest.mark.parametrize(("processes", "workers"), [(None, 6), ("2", 3), ("100", 1)])
+def test_processes_on_one_machine_share_its_cpus(monkeypatch: pytest.MonkeyPatch, processes: str | None, workers: int) -> None:
+    monkeypatch.setattr(default_n_proc_DA, "usable_cpus", lambda: 6)
+    monkeypatch.delenv("nnUNet_n_proc_DA", raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    assert default_n_proc_DA.get_allowed_n_proc_DA() == workers

@@ -49,6 +49,7 @@ class nnUNetDataLoader(DataLoader):
         evidence_weights: By task, which labels show the class (:func:`class_targets.evidence_rules`).
         seed: Base of every random state of ``generate_batch``; None draws one, kept as ``seed``.
         sample_offset: Number of the first sample within the batch over all ranks of a distributed training.
+        global_batch_size: Samples of that batch; None if the last one is the last of this loader.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class nnUNetDataLoader(DataLoader):
         evidence_weights: Mapping[str, EvidenceRule] | None = None,
         seed: int | None = None,
         sample_offset: int = 0,
+        global_batch_size: int | None = None,
     ) -> None:
         super().__init__(
             data, batch_size, 1, None, True, shuffle=False, infinite=True, sampling_probabilities=sampling_probabilities
@@ -96,6 +98,7 @@ class nnUNetDataLoader(DataLoader):
         self._transforms_with_label_map: tuple[Any, Any] = (None, None)
         self.seed = random_seed() if seed is None else int(seed)
         self.sample_offset = sample_offset
+        self.global_batch_size = sample_offset + batch_size if global_batch_size is None else global_batch_size
 
     # --- which patch
 
@@ -183,7 +186,7 @@ class nnUNetDataLoader(DataLoader):
             identifiers, samples = [], []
             for position in range(self.batch_size):
                 self._seed(epoch, iteration, position)
-                identifiers.append(self.get_indices()[position])
+                identifiers.append(self._draw_identifier(position))
                 samples.append(self._generate_sample(identifiers[-1], position))
             return self._collate(np.array(identifiers), samples)
 
@@ -193,8 +196,16 @@ class nnUNetDataLoader(DataLoader):
         with restored_random_state():
             for position in range(self.batch_size):
                 self._seed(epoch, iteration, position)
-                identifiers.append(str(self.get_indices()[position]))
+                identifiers.append(str(self._draw_identifier(position)))
         return identifiers
+
+    def _draw_identifier(self, position: int) -> str:
+        """The case of a sample. A whole global batch is drawn, so that every number of ranks gives the same cases and random states."""
+        own, self.batch_size = self.batch_size, self.global_batch_size
+        try:
+            return self.get_indices()[self.sample_offset + position]
+        finally:
+            self.batch_size = own
 
     def _seed(self, epoch: int, iteration: int, position: int) -> None:
         seed_sample(self.seed, epoch, iteration, self.sample_offset + position)

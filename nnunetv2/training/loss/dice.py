@@ -139,6 +139,12 @@ def _sum_over_processes(value: Tensor) -> Tensor:
     """Sum over all processes of a distributed training, with gradient; the value itself without one."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return value
+    return _gathered_sum(value)
+
+
+# Not compiled: the compiler would have to trace the communication and its gradient.
+@torch.compiler.disable
+def _gathered_sum(value: Tensor) -> Tensor:
     from nnunetv2.utilities.ddp_allgather import AllGatherGrad
 
     return AllGatherGrad.apply(value).sum(0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from os.path import join
@@ -25,6 +25,14 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.inference.trained_model import JOINT_HEADS, REFITTED_HEADS
 from nnunetv2.network_architecture.joint_network import JointNetwork
 from nnunetv2.scheduling import CaseErrors, CaseFailure
+from nnunetv2.training.distributed import (
+    is_distributed,
+    number_of_processes,
+    of_all_processes,
+    of_first_process,
+    portable_error,
+    process_rank,
+)
 from nnunetv2.utilities.compilation import unwrapped_network
 from nnunetv2.utilities.file_io import save_json
 from nnunetv2.utilities.file_path_utilities import get_output_folder
@@ -48,6 +56,8 @@ def validate_cases(trainer: nnUNetTrainer, save_probabilities: bool = False) -> 
         trainer: Initialized, with the weights to validate.
         save_probabilities: Also write probabilities, for ensembles.
 
+    Several processes share the cases; the first one scores them all.
+
     Returns:
         The content of ``summary.json``.
 
@@ -62,7 +72,7 @@ def validate_cases(trainer: nnUNetTrainer, save_probabilities: bool = False) -> 
     _, dataset = trainer.get_tr_and_val_datasets()
     class_rows: dict[str, dict[str, dict[str, np.ndarray]]] = {}  # set of heads -> case -> task
     with segmentation_at_full_resolution(trainer), _Exports(trainer.device) as exports:
-        for identifier in dataset.identifiers:
+        for identifier in dataset.identifiers[process_rank() :: number_of_processes()]:
             trainer.print_to_log_file(f"predicting {identifier}")
             try:
                 logits, properties, by_set = _predict(trainer, predictor, dataset, identifier)
@@ -85,9 +95,30 @@ def validate_cases(trainer: nnUNetTrainer, save_probabilities: bool = False) -> 
                 _next_stages(trainer, identifier, properties),
                 classification,
             )
-    if exports.failures:
-        raise CaseErrors(exports.failures, len(dataset.identifiers), "validation") from exports.failures[0].error
-    return _score(trainer, folder, class_rows)
+    failures = [failure for of_process in of_all_processes(_portable(exports.failures)) for failure in of_process]
+    if failures:
+        failures = [CaseFailure(*failure) for failure in failures]
+        raise CaseErrors(failures, len(dataset.identifiers), "validation") from failures[0].error
+    class_rows = _merged(of_all_processes(class_rows), dataset.identifiers)
+    return of_first_process(_score(trainer, folder, class_rows) if process_rank() == 0 else None)
+
+
+def _portable(failures: Sequence[CaseFailure]) -> list[tuple[str, Exception, str]]:
+    """Failures as they can be sent to other processes."""
+    sent = portable_error if is_distributed() else lambda error: error
+    return [(failure.identifier, sent(failure.error), failure.traceback_text) for failure in failures]
+
+
+def _merged(
+    rows_of_processes: Sequence[Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]], identifiers: Sequence[str]
+) -> dict[str, dict[str, Mapping[str, np.ndarray]]]:
+    """Class rows (set of heads -> case -> task) of all processes in one, in the order of the cases."""
+    sets = {name: None for rows in rows_of_processes for name in rows}  # in order, each once
+    merged: dict[str, dict[str, Mapping[str, np.ndarray]]] = {}
+    for name in sets:
+        by_case = {case: row for rows in rows_of_processes for case, row in rows.get(name, {}).items()}
+        merged[name] = {case: by_case[case] for case in identifiers if case in by_case}
+    return merged
 
 
 def _predict(

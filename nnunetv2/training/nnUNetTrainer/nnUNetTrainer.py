@@ -46,7 +46,19 @@ from nnunetv2.training.dataloading.batch import Batch, as_batch
 from nnunetv2.training.dataloading.batch_stream import BatchStream
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-from nnunetv2.training.distributed import batch_share_of_rank, is_distributed, process_rank
+from nnunetv2.training.distributed import (
+    batch_share_of_rank,
+    device_of_process,
+    distributed_network,
+    is_distributed,
+    number_of_processes,
+    of_all_processes,
+    of_first_process,
+    outputs_of_all_processes,
+    process_rank,
+    wait_for_all_processes,
+    with_synchronized_batch_norm,
+)
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper, deep_supervision_weights
@@ -88,10 +100,7 @@ class nnUNetTrainer:
         configuration: Name of a configuration in the plans, e.g. ``3d_fullres``.
         fold: Number of the fold, or ``"all"``.
         dataset_json: Content of ``dataset.json``.
-        device: Where to train.
-
-    Raises:
-        RuntimeError: In a process that belongs to a process group.
+        device: Where to train; in a process group every process has a GPU of its own.
     """
 
     initial_lr: float = 1e-2
@@ -108,16 +117,14 @@ class nnUNetTrainer:
     save_every: int = 50  # epochs between two writings of checkpoint_latest.pth
     save_every_seconds: float = LATEST_CHECKPOINT_SECONDS  # and the time between two, whichever comes first
     disable_checkpointing: bool = False
+    # Several processes: whether steps leave some weights of the network without a gradient. None: only without deep supervision, where
+    # nnU-Net's decoders keep the layers of the coarser outputs.
+    find_unused_parameters: bool | None = None
     seed: int | None = None  # None: one is drawn and written to the log
 
     def __init__(
         self, plans: dict, configuration: str, fold: int | str, dataset_json: dict, device: torch.device = torch.device("cuda")
     ) -> None:
-        if is_distributed():  # before anything is written
-            raise RuntimeError(
-                "This process belongs to a process group, but a training runs in one process. Start it without torchrun or "
-                "init_process_group; several folds can be trained on several GPUs at once, each with its own CUDA_VISIBLE_DEVICES."
-            )
         plans = copy.deepcopy(plans)
         continue_training = bool(plans.pop("continue_training", False))
         self.my_init_kwargs = {
@@ -128,9 +135,8 @@ class nnUNetTrainer:
             "device": device,
         }
         self.is_ddp = is_distributed()
-        self.local_rank = process_rank()
-        device = torch.device(device)
-        self.device = torch.device("cuda", self.local_rank) if device.type == "cuda" else device
+        self.local_rank = process_rank()  # among all machines, as in nnU-Net: 0 is the process that writes
+        self.device = device_of_process(torch.device(device))
 
         self.plans_manager = PlansManager(plans)
         self.configuration_manager: ConfigurationManager = self.plans_manager.get_configuration(configuration)
@@ -172,6 +178,7 @@ class nnUNetTrainer:
         self._seeded = False
         self._compiler_failed = False
         self._pending_rng_state: Mapping | None = None
+        self._random_states_of_ranks: list[dict[str, Any]] = []  # after the last epoch; empty with one process
         self._last_save_time = time.monotonic()
 
         os.makedirs(self.output_folder, exist_ok=True)
@@ -200,9 +207,15 @@ class nnUNetTrainer:
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
         self.network = with_classification_heads(self.network, self.build_heads()).to(self.device)
         self.head_optimizer = self.configure_head_optimizer()
+        if self.is_ddp:
+            self.network = with_synchronized_batch_norm(self.network, self.device)
         if self._do_i_compile():
             self.print_to_log_file("Using torch.compile...")
             self.network = torch.compile(self.network)
+        if self.is_ddp:
+            unused = self.find_unused_parameters
+            self.network = distributed_network(self.network, self.device, not self.enable_deep_supervision if unused is None else unused)
+            self.draw_independently()
         self.loss = self._build_loss()
         self.classification_loss = self.build_classification_loss()
         self.class_scores = self.build_class_scores()
@@ -218,11 +231,25 @@ class nnUNetTrainer:
         if drawn:
             # From torch's generator, so that a caller's own torch.manual_seed decides.
             self.seed = int(torch.randint(SEED_LIMIT, (1,)))
+        self.seed = of_first_process(self.seed)
         random.seed(self.seed)
         np.random.seed(self.seed)
         torch.manual_seed(self.seed)
         self._seeded = True
         self.print_to_log_file(f"Seed {self.seed}" + (" (drawn; --seed sets it)" if drawn else ""))
+
+    def draw_independently(self, *position: int) -> None:
+        """Give the global random states of this process, unless it is the first one, others than those of the other processes.
+
+        Args:
+            position: Further numbers that tell this moment from others.
+        """
+        if self.local_rank == 0:
+            return
+        seed = int(np.random.SeedSequence((self.seed, self.local_rank, *position)).generate_state(1)[0])
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
 
     def hyper_parameters(self) -> dict[str, Any]:
         """What loggers show beside the curves."""
@@ -231,13 +258,20 @@ class nnUNetTrainer:
 
     def _set_batch_size_and_oversample(self) -> None:
         """The share of this process in the batch of the plans."""
-        world_size = torch.distributed.get_world_size() if self.is_ddp else 1
+        world_size, batch_size = number_of_processes(), self.configuration_manager.batch_size
         if world_size == 1:
-            self.batch_size = self.configuration_manager.batch_size
+            self.batch_size = batch_size
             return
-        self.batch_size, self.oversample_foreground_percent = batch_share_of_rank(
-            self.configuration_manager.batch_size, self.oversample_foreground_percent, self.local_rank, world_size
-        )
+        self.batch_size, oversampling = batch_share_of_rank(batch_size, self.oversample_foreground_percent, self.local_rank, world_size)
+        if not self.probabilistic_oversampling:  # by chance, every sample is forced equally often
+            self.oversample_foreground_percent = oversampling
+        shares = sorted(set(of_all_processes(self.batch_size)))
+        self.print_to_log_file(f"{world_size} processes share batches of {batch_size}, each has {' or '.join(map(str, shares))}")
+        if len(shares) > 1:
+            self.print_to_log_file(
+                "WARNING: the shares are not equal, so samples of processes with fewer count more. Use a number of processes that divides the "
+                "batch size."
+            )
 
     @staticmethod
     def build_network_architecture(
@@ -475,7 +509,8 @@ class nnUNetTrainer:
                 self.print_to_log_file(f"WARNING: {problem}")
         else:
             splits = generate_crossval_split(identifiers, seed=12345, n_splits=5)
-        save_json(splits, file, sort_keys=False)
+        if self.local_rank == 0:
+            save_json(splits, file, sort_keys=False)
         return splits
 
     def _check_split(self, train_keys: list[str], val_keys: list[str], identifiers: list[str]) -> None:
@@ -634,6 +669,7 @@ class nnUNetTrainer:
             "transforms": transforms,
             "seed": seed,
             **self.class_label_arguments(),
+            **self.place_in_global_batch(),
             **loader_options,
         }
         loader = loader_class(dataset, self.batch_size, patch_size, self.configuration_manager.patch_size, self.label_manager, **options)
@@ -644,6 +680,13 @@ class nnUNetTrainer:
             pin_memory=self.device.type == "cuda",
             start_epoch=self.current_epoch,
         )
+
+    def place_in_global_batch(self) -> dict[str, int]:
+        """What the loader needs to draw this process' part of a batch of all processes; nothing with one process."""
+        if not self.is_ddp:
+            return {}
+        shares = of_all_processes(self.batch_size)
+        return {"sample_offset": sum(shares[: self.local_rank]), "global_batch_size": sum(shares)}
 
     def class_label_arguments(self) -> dict[str, Any]:
         """What the loader needs to add the classes of each sample; nothing without heads."""
@@ -656,7 +699,7 @@ class nnUNetTrainer:
         self.on_train_start()
         if self._pending_rng_state is not None:
             # Last, so that a continued training draws what the interrupted one would have drawn.
-            restore_rng_state(self._pending_rng_state)
+            restore_rng_state(self._pending_rng_state, self.device if self.is_ddp else None)
             self._pending_rng_state = None
         for _ in range(self.current_epoch, self.num_epochs):
             self.on_epoch_start()
@@ -671,25 +714,35 @@ class nnUNetTrainer:
                 self.on_validation_epoch_end(val_outputs)
             self.on_epoch_end()
         self.on_train_end()
+        wait_for_all_processes()  # what follows reads the checkpoints that the first one writes
 
     def run_step(self, step: Callable[[Any], dict], batch: Any) -> dict:
         """One step; a failure of the compiler is reported, and the training goes on without it."""
         try:
             return step(batch)
         except Exception as error:
-            if not is_compiled(self.network) or not is_compiler_error(error):
+            if not is_compiled(self._compiled_part()) or not is_compiler_error(error):
                 raise
             self.print_to_log_file(f"torch.compile failed, the training goes on without it. Reason: {type(error).__name__}: {error}")
         # Outside the handler, which keeps the tensors of the failed attempt alive.
         self._compiler_failed = True
-        self.network = unwrapped_network(self.network)
+        if self.is_ddp:
+            self.network.module = unwrapped_network(self.network)  # the other processes need not notice
+        else:
+            self.network = unwrapped_network(self.network)
         self.loss = self._build_loss()
         return step(batch)
+
+    def _compiled_part(self) -> nn.Module:
+        """The network without the shell of a distributed training."""
+        return self.network.module if isinstance(self.network, nn.parallel.DistributedDataParallel) else self.network
 
     def on_train_start(self) -> None:
         """Prepare what the epochs need, and write down what is trained."""
         if not self.was_initialized:
             self.initialize()
+        if self.is_ddp:
+            self._check_processes_agree()
         self.dataloader_train, self.dataloader_val = self.get_dataloaders()
         for stream in (self.dataloader_train, self.dataloader_val):
             if hasattr(stream, "set_epoch"):
@@ -709,10 +762,24 @@ class nnUNetTrainer:
         reason = reason_not_to_compile(self.device)
         if self.device.type == "cuda" and reason is not None:
             self.print_to_log_file(f"torch.compile is off: {reason}.")
+        wait_for_all_processes()  # for what the first one unpacked
         self._last_save_time = time.monotonic()
+
+    def _check_processes_agree(self) -> None:
+        """Raise RuntimeError if processes would train different things: machines with folders of their own."""
+        mine = {"epoch": self.current_epoch, "cases": self.do_split(), **{name: getattr(self, name) for name in RUN_OPTIONS}}
+        for name, value in of_first_process(mine).items():
+            if value != mine[name]:
+                shown = "" if name == "cases" else f": {value} and {mine[name]}"
+                raise RuntimeError(
+                    f"Process {self.local_rank} on {socket.gethostname()} and the first process differ in {name}{shown}. All machines need the "
+                    f"same {self.preprocessed_dataset_folder_base} and one shared {self.output_folder}."
+                )
 
     def write_model_files(self) -> None:
         """What prediction needs beside the checkpoints of the folds: plans and ``dataset.json``."""
+        if self.local_rank != 0:
+            return
         os.makedirs(self.output_folder_base, exist_ok=True)
         save_json(self.plans_manager.plans, join(self.output_folder_base, "plans.json"), sort_keys=False)
         save_json(self.dataset_json, join(self.output_folder_base, "dataset.json"), sort_keys=False)
@@ -776,11 +843,18 @@ class nnUNetTrainer:
         self.zero_grad()
         with self.autocast():
             losses = self.compute_losses(as_joint_output(self.network(batch["data"])), batch)
-        if self.grad_scaler is None and not torch.isfinite(losses["loss"]):
+        if self.grad_scaler is None and not self._is_finite_everywhere(losses["loss"]):
             self.print_to_log_file(f"WARNING: the loss is {losses['loss'].item()}, this step is left out. Cases: {list(batch['keys'])}")
         else:
             self.optimizer_step(losses["loss"])
         return loss_values(losses)
+
+    def _is_finite_everywhere(self, loss: Tensor) -> bool:
+        """Whether the loss is finite in every process; they take a step together or not at all."""
+        is_finite = torch.isfinite(loss.detach()).float()
+        if self.is_ddp:
+            torch.distributed.all_reduce(is_finite, op=torch.distributed.ReduceOp.MIN)
+        return bool(is_finite)
 
     def batch_on_device(self, batch: Mapping) -> Batch:
         """The batch with its tensors on the device; a plain dict of a user's loader simply has no classes."""
@@ -834,7 +908,7 @@ class nnUNetTrainer:
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         """Log the mean losses of the epoch."""
-        outputs = collate_outputs(train_outputs)
+        outputs = collate_outputs(outputs_of_all_processes(train_outputs))
         self.logger.log("train_losses", np.mean(outputs["loss"]), self.current_epoch)
         self.log_loss_parts("train", outputs)
 
@@ -893,7 +967,7 @@ class nnUNetTrainer:
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         """Log pseudo Dice, losses and the scores of the classes, pooled over the epoch."""
-        outputs = collate_outputs(val_outputs)
+        outputs = collate_outputs(outputs_of_all_processes(val_outputs))
         tp, fp, fn = (np.sum(outputs[name], axis=0) for name in ("tp_hard", "fp_hard", "fn_hard"))
         with np.errstate(divide="ignore", invalid="ignore"):
             dice = [float(value) for value in 2 * tp / (2 * tp + fp + fn)]
@@ -930,6 +1004,8 @@ class nnUNetTrainer:
         )
         duration = self.logger.get_value("epoch_end_timestamps", epoch) - self.logger.get_value("epoch_start_timestamps", epoch)
         self.print_to_log_file(f"Epoch time: {duration:.2f} s")
+        if self.is_ddp:
+            self._random_states_of_ranks = of_all_processes(self.random_states())
         for filename in self.checkpoints_due(duration):
             self.save_checkpoint(join(self.output_folder, filename))
             if filename == "checkpoint_latest.pth":
@@ -990,14 +1066,31 @@ class nnUNetTrainer:
 
     def training_state(self) -> dict[str, Any]:
         """What a training needs to go on exactly, beyond the entries of nnU-Net's own checkpoints."""
-        return {
+        state = {
             "seed": self.seed,
-            "rng_state": rng_state(),
+            "rng_state": rng_state(self.device if self.is_ddp else None),
             "run_options": self.run_options,
             "ema_case_score": self.ema_case_score,
             "best_ema_case_score": self._best_ema_case_score,
             "best_joint": self._best_joint,
         }
+        if self._random_states_of_ranks:
+            state["random_states_of_ranks"] = self._random_states_of_ranks
+        return state
+
+    def random_states(self) -> dict[str, Any]:
+        """The entries of :meth:`training_state` that every process has of its own."""
+        return {"rng_state": rng_state(self.device)}
+
+    def _own_training_state(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """The state of a checkpoint with the random states of this process, which draws new ones if the checkpoint has none for it."""
+        of_ranks = state.get("random_states_of_ranks") or []
+        if self.is_ddp and len(of_ranks) == number_of_processes():
+            return {**state, **of_ranks[self.local_rank]}
+        if self.local_rank > 0:
+            self.draw_independently(self.current_epoch)
+            return {**state, **self.random_states()}
+        return dict(state)
 
     def restore_training_state(self, state: Mapping[str, Any]) -> None:
         """The reverse of :meth:`training_state`; random states are set when the epochs begin."""
@@ -1051,7 +1144,7 @@ class nnUNetTrainer:
         if self.grad_scaler is not None and checkpoint.get("grad_scaler_state") is not None:
             self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
         if state:
-            self.restore_training_state(state)
+            self.restore_training_state(self._own_training_state(state))
 
     # ------------------------------------------------------------------ validation of whole cases
 
@@ -1105,7 +1198,7 @@ class nnUNetTrainer:
             import hiddenlayer
 
             example = torch.rand((1, self.num_input_channels, *self.configuration_manager.patch_size), device=self.device)
-            graph = hiddenlayer.build_graph(self.network, example, transforms=None)
+            graph = hiddenlayer.build_graph(unwrapped_network(self.network), example, transforms=None)
             graph.save(join(self.output_folder, "network_architecture.pdf"))
         except Exception as error:  # a picture is never worth a training
             self.print_to_log_file(f"The network architecture is not drawn: {error}")

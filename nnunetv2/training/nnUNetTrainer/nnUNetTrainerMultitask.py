@@ -19,6 +19,7 @@ from nnunetv2.network_architecture.classification_heads import (
     encoder_channels,
     head_rng_state,
     heads_from_checkpoint,
+    seed_dropout,
     set_head_rng_state,
 )
 from nnunetv2.network_architecture.joint_network import HEADS_PREFIX, JointNetwork
@@ -26,6 +27,7 @@ from nnunetv2.training.checkpointing import load_checkpoint_file
 from nnunetv2.training.dataloading.batch_stream import BatchStream
 from nnunetv2.training.dataloading.case_sampling import balanced_sampling_probabilities, class_weights
 from nnunetv2.training.dataloading.class_targets import evidence_rules
+from nnunetv2.training.distributed import of_first_process
 from nnunetv2.training.head_refit import (
     EVIDENCE_CENTRED_SHARE,
     REFITS,
@@ -74,7 +76,7 @@ class nnUNetTrainerMultitask(nnUNetTrainer):
     refit_pooling: str = "mean_max"  # or "attention" (on cases as the joint heads have learned it), "evidence"
     refit_stages: tuple[int, ...] | None = None  # None: a middle encoder stage and the bottleneck
     refit_augmented_copies: int = 0  # on cases: further views of every case with other intensities; each costs as much as the first
-    refit_penalty: float = 0.01  # on cases: of the squared weights
+    refit_penalty: float = 0.003  # on cases: of the squared weights
     refit_morphometry: bool = True  # on cases: sizes and shapes of the predicted structures beside the features
     refit_trees: int = 200  # on cases: decision trees on the sizes and shapes
     refit_share_of_epochs: float = 0.3  # on patches
@@ -266,6 +268,8 @@ class nnUNetTrainerMultitask(nnUNetTrainer):
             )
         else:
             self.refitted_heads = refit_on_patches(self, epochs=self.refit_epochs())
+        if self.is_ddp:
+            self.load_refitted_heads(of_first_process(self.refitted_heads_entry()))
 
     def check_refit(self) -> None:
         """Raise ValueError for an unknown way of the refit, pooling or stage, or a task without a labelled training case."""
@@ -328,6 +332,14 @@ class nnUNetTrainerMultitask(nnUNetTrainer):
             "head_rng_state": head_rng_state(self.heads),
             "head_refit": vars(self).get("head_refit"),  # None: that of the class
         }
+
+    def random_states(self) -> dict[str, Any]:
+        return {**super().random_states(), "head_rng_state": head_rng_state(self.heads)}
+
+    def draw_independently(self, *position: int) -> None:
+        super().draw_independently(*position)
+        if self.local_rank > 0:
+            seed_dropout(self.heads, int(torch.randint(2**31, ())))
 
     def restore_training_state(self, state: Mapping[str, Any]) -> None:
         super().restore_training_state(state)

@@ -41,11 +41,11 @@ def label_manager() -> LabelManager:
 def make_loader(preprocessed_folder, label_manager):
     """Function that makes a loader with augmentation; keywords replace settings."""
 
-    def make(loader_class=nnUNetDataLoader, **settings) -> nnUNetDataLoader:
+    def make(loader_class=nnUNetDataLoader, batch_size=2, **settings) -> nnUNetDataLoader:
         transforms = training_transforms(PATCH, (-0.5, 0.5), [(1, 1, 1), (0.5, 0.5, 0.5)], (0, 1, 2), False)
         defaults = {"oversample_foreground_percent": 0.33, "transforms": transforms, "seed": 7}
         return loader_class(
-            nnUNetDatasetBlosc2(preprocessed_folder), 2, INITIAL_PATCH, PATCH, label_manager, **{**defaults, **settings}
+            nnUNetDatasetBlosc2(preprocessed_folder), batch_size, INITIAL_PATCH, PATCH, label_manager, **{**defaults, **settings}
         )
 
     return make

@@ -247,10 +247,21 @@ def test_the_number_of_threads_does_not_matter(make_loader) -> None:
 
 
 def test_the_samples_of_a_batch_are_independent(make_loader) -> None:
-    whole, second_rank = make_loader(), make_loader(sample_offset=1)
-    batch, shifted = whole.generate_batch(1, 2), second_rank.generate_batch(1, 2)
+    batch = make_loader().generate_batch(1, 2)
     assert not torch.equal(batch["data"][0], batch["data"][1])
-    assert shifted["keys"][0] == batch["keys"][1]  # the second sample of the global batch is this rank's first
+
+
+def test_ranks_draw_the_parts_of_the_global_batch(make_loader) -> None:
+    whole = make_loader(batch_size=3, oversample_foreground_percent=1 / 3)
+    first = make_loader(batch_size=2, oversample_foreground_percent=0.0, global_batch_size=3)
+    second = make_loader(batch_size=1, oversample_foreground_percent=1.0, sample_offset=2)
+    for iteration in range(6):
+        expected = whole.generate_batch(1, iteration)
+        parts = [rank.generate_batch(1, iteration) for rank in (first, second)]
+        assert [name for part in parts for name in part["keys"]] == expected["keys"].tolist()
+        assert torch.equal(torch.cat([part["data"] for part in parts]), expected["data"])
+        assert torch.equal(torch.cat([part["target"][0] for part in parts]), expected["target"][0])
+        assert second.identifiers_of_batch(1, iteration) == expected["keys"][2:].tolist()
 
 
 def test_random_states_of_the_training_are_left_alone(make_loader) -> None:

@@ -1,0 +1,88 @@
+"""Processes of one training on this machine: none of them outlives another one's failure."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from run import process_functions
+from run.process_functions import second_fails, write_what_all_say
+
+from nnunetv2.run.processes import in_every_process, run_on_this_machine
+
+SECONDS = 60  # within which all must have ended
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")")[-1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = SECONDS) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return condition()
+
+
+def pids(folder: Path) -> list[int]:
+    return [int(text) for path in folder.glob("*.pid") if (text := path.read_text())]
+
+
+def test_processes_hear_each_other(tmp_path: Path) -> None:
+    run_on_this_machine(2, write_what_all_say, {"folder": str(tmp_path)})
+    assert {path.read_text() for path in tmp_path.glob("*.txt")} == {"([{'rank': 0}, {'rank': 1}], 'from 0')"}
+    assert len(list(tmp_path.glob("*.txt"))) == 2
+
+
+def test_the_error_of_one_process_is_raised_and_ends_the_other(tmp_path: Path) -> None:
+    with pytest.raises(KeyError, match="case_007 has no label") as raised:
+        run_on_this_machine(2, second_fails, {"folder": str(tmp_path), "how": "raise", "first_is_busy": False})
+    assert "in fail" in str(raised.value.__cause__)  # the traceback of the process
+    assert len(pids(tmp_path)) == 2 and not any(map(is_running, pids(tmp_path)))
+
+
+def test_a_killed_process_is_named_and_ends_one_that_is_busy(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    start = time.monotonic()
+    with pytest.raises(RuntimeError, match="Process 1 of 2 was ended by SIGKILL"):
+        run_on_this_machine(2, second_fails, {"folder": str(tmp_path), "how": "kill", "first_is_busy": True})
+    assert time.monotonic() - start < SECONDS
+    assert "stops, because process 1 of 2" in capfd.readouterr().err
+    assert len(pids(tmp_path)) == 2 and not any(map(is_running, pids(tmp_path)))
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks into /proc")
+def test_nothing_is_left_of_a_killed_launcher(tmp_path: Path) -> None:
+    tests = Path(process_functions.__file__).parents[1]
+    command = [sys.executable, "-m", "run.process_functions", str(tmp_path)]
+    launcher = subprocess.Popen(command, cwd=tests, stderr=subprocess.DEVNULL)
+    assert wait_until(lambda: len(pids(tmp_path)) == 2)
+    launcher.kill()
+    launcher.wait()
+    assert wait_until(lambda: not any(map(is_running, pids(tmp_path))))
+
+
+@in_every_process
+def training(num_gpus: int = 1, device: torch.device = torch.device("cuda")) -> None:
+    raise AssertionError("nothing may be started")
+
+
+def test_more_gpus_than_there_are_start_nothing() -> None:
+    with pytest.raises(RuntimeError, match=f"-num_gpus 99, but torch finds {torch.cuda.device_count()} CUDA devices"):
+        training(99)
+    with pytest.raises(ValueError, match="mps has one GPU"):
+        training(2, torch.device("mps"))
+
+
+def test_torchrun_decides_the_number_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "4")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="-num_gpus 2, but torchrun started 4 processes"):
+        training(2)
