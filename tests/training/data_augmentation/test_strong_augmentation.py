@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from stock_nnunet import run_reference
+from stock_nnunet import run_reference_program
 
 from nnunetv2.training.data_augmentation.default_augmentation import restrict_axis_swaps
 from nnunetv2.training.data_augmentation.strong_augmentation import (
@@ -196,9 +196,7 @@ def result_here(program: str) -> Any:
 
 
 def result_there(program: str, reference: Path) -> Any:
-    return told_by(
-        run_reference(reference / "python", "-c", "import nnunetv2, sys\nassert nnunetv2.__file__.startswith(sys.prefix)\n" + program)
-    )
+    return told_by(run_reference_program(reference, program))
 
 
 @pytest.mark.slow
