@@ -23,6 +23,14 @@ def nnunet_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str,
     return folders
 
 
+@pytest.fixture
+def reference() -> Path:
+    """Folder of the commands of stock nnU-Net 2.8.1; skips the test where there is none. Run them with ``run_reference``."""
+    from stock_nnunet import reference_commands
+
+    return reference_commands()
+
+
 @pytest.fixture(scope="session")
 def tiny_preprocessed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``nnUNet_preprocessed`` with two planned and preprocessed datasets, ``2d`` and ``3d_fullres``.
@@ -42,9 +50,7 @@ def tiny_preprocessed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         environment.setenv("nnUNet_def_n_proc", "1")
         write_tiny_dataset(root / "raw" / "Dataset001_Classes", classification=tasks, unknown_every=4)
         write_tiny_dataset(root / "raw" / "Dataset002_Plain")
-        plan_and_preprocess_entry(
-            ["-d", "1", "2", "-pl", PLANNER, "-c", "2d", "3d_fullres", "-np", "1", "1", "-npfp", "1", "--no_pbar"]
-        )
+        plan_and_preprocess_entry(["-d", "1", "2", "-pl", PLANNER, "-c", "2d", "3d_fullres", "-np", "1", "1", "-npfp", "1", "--no_pbar"])
     return root / "preprocessed"
 
 

@@ -181,7 +181,9 @@ def summary_text(exported: ExportedModel) -> str:
     else:
         lines.append("The model had no classification heads; its segmentation is the same.")
     if not exported.has_fingerprint:
-        lines.append(f"The model folder has no {FINGERPRINT_FILE}; prediction does without it, nnUNetv2_export_model_to_zip needs it.")
+        lines.append(
+            f"The model folder has no {FINGERPRINT_FILE}; prediction does without it, stock nnU-Net's nnUNetv2_export_model_to_zip needs it."
+        )
     lines += [
         f"Written: {exported.folder}",
         f"Predict with stock nnU-Net: nnUNetv2_predict_from_modelfolder -m {exported.folder} -i IN -o OUT -f FOLDS",

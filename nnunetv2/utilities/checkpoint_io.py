@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import os
 import pickle
+import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -62,12 +63,13 @@ def save_checkpoint_file(checkpoint: Mapping[str, Any], path: str | os.PathLike)
         os.fsync(file.fileno())
 
 
-def load_checkpoint_file(path: str | os.PathLike, map_location: Any = "cpu") -> dict[str, Any]:
+def load_checkpoint_file(path: str | os.PathLike, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
     """Read a checkpoint of this package or of stock nnU-Net.
 
     Args:
         path: The file.
         map_location: Device of the tensors, as for ``torch.load``.
+        mmap: Whether tensors on the CPU stay in the file until they are used, for a look at the rest.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -78,7 +80,8 @@ def load_checkpoint_file(path: str | os.PathLike, map_location: Any = "cpu") -> 
         raise FileNotFoundError(f"There is no checkpoint {path}.")
     try:
         with torch.serialization.safe_globals(_ALLOWED_GLOBALS):
-            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+            # Files from before torch 1.6 are no zip files and cannot be mapped.
+            checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         if not _is_refusal(error):
             raise _damaged(path, error) from error

@@ -21,10 +21,12 @@ if TYPE_CHECKING:
 ALLOWED_PACKAGES = ("torch.nn", "dynamic_network_architectures", "nnunetv2")
 ALLOWED_PACKAGES_VARIABLE = "nnUNet_allowed_imports"
 
-# Parameters of a trainer's build_network_architecture.
-_CURRENT = ("plans_manager", "configuration_manager", "num_input_channels", "num_output_channels", "enable_deep_supervision")
-_BEFORE_2_7 = ("architecture_class_name", "arch_init_kwargs", "arch_init_kwargs_req_import", *_CURRENT[2:])
-_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+# Parameters of a trainer's build_network_architecture since nnU-Net 2.7, 2.4 and 2.0.
+_SINCE_2_7 = ("plans_manager", "configuration_manager", "num_input_channels", "num_output_channels", "enable_deep_supervision")
+_SINCE_2_4 = ("architecture_class_name", "arch_init_kwargs", "arch_init_kwargs_req_import", *_SINCE_2_7[2:])
+_SINCE_2_0 = ("plans_manager", "dataset_json", "configuration_manager", "num_input_channels", "enable_deep_supervision")
+_SIGNATURES = (_SINCE_2_7, _SINCE_2_4, _SINCE_2_0)
+_KNOWN_NAMES = frozenset().union(*_SIGNATURES)
 
 
 def get_network_from_plans(
@@ -67,7 +69,7 @@ def build_trainers_network(
     build: Callable[..., nn.Module],
     plans_manager: PlansManager,
     configuration_manager: ConfigurationManager,
-    dataset_json: dict,
+    dataset_json: Mapping[str, Any],
     num_input_channels: int,
     num_output_channels: int,
     enable_deep_supervision: bool,
@@ -75,7 +77,11 @@ def build_trainers_network(
     """Call a trainer's ``build_network_architecture`` in the signature that it has.
 
     Known are that of nnU-Net 2.7 and later, that of 2.4 to 2.6 (the architecture's parts in place of the managers) and that of 2.0 to
-    2.3 (``dataset_json`` in place of the number of outputs), in any order of their parameters.
+    2.3 (``dataset_json`` in place of the number of outputs). Parameters with these names may come in any order, together with others
+    that have defaults. Parameters with other names are told by their number and places, ``*args`` by what comes before them.
+
+    Warns:
+        DeprecationWarning: If nnU-Net 2.7 would call it in another way, or not at all.
 
     Raises:
         TypeError: If it needs a trainer, which there is none of at prediction.
@@ -94,17 +100,31 @@ def build_trainers_network(
     parameters = inspect.signature(build).parameters
     if "self" in parameters:
         raise TypeError(f"{build.__qualname__} must be a @staticmethod: prediction builds the network without a trainer.")
-    if not set(_CURRENT) <= set(parameters):
+    names = [name for name, parameter in parameters.items() if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)]
+    passes_on = len(names) < len(parameters)
+    # 2.7 and later give arguments by place, and take a function without plans_manager for an older one.
+    if not (_fits(names, _SINCE_2_7) and ("plans_manager" in names or passes_on)):
         warnings.warn(
-            f"{build.__qualname__} has the signature of nnU-Net before 2.7, or one of its own. Change it to ({', '.join(_CURRENT)}).",
+            f"{build.__qualname__} has the signature of nnU-Net before 2.7, or one of its own. Change it to ({', '.join(_SINCE_2_7)}).",
             DeprecationWarning,
             stacklevel=3,
         )
-    needed = {name for name, parameter in parameters.items() if parameter.default is parameter.empty and parameter.kind in _NAMED}
-    if needed <= set(values):
-        return build(**{name: value for name, value in values.items() if name in parameters})
-    # With names of their own, parameters are told by their number and places.
-    return build(*(values[name] for name in (_BEFORE_2_7 if len(parameters) == len(_BEFORE_2_7) else _CURRENT)))
+    needs_others = any(parameters[name].default is inspect.Parameter.empty for name in names if name not in _KNOWN_NAMES)
+    takes_the_rest = passes_on and not any(set(signature) <= set(names) for signature in _SIGNATURES)
+    if needs_others or takes_the_rest:
+        return build(*(values[name] for name in _signature_by_places(names)))
+    return build(**{name: values[name] for name in names if name in _KNOWN_NAMES})
+
+
+def _fits(names: Sequence[str], signature: Sequence[str]) -> bool:
+    """Whether every parameter with a known name stands where a signature has it."""
+    return all(name == place for name, place in zip(names, signature, strict=False) if name in _KNOWN_NAMES)
+
+
+def _signature_by_places(names: Sequence[str]) -> Sequence[str]:
+    """The signature that parameters are meant to be, some of them with names of their own; preferably one of as many."""
+    fitting = [signature for signature in _SIGNATURES if _fits(names, signature)] or [_SINCE_2_7]
+    return next((signature for signature in fitting if len(signature) == len(names)), fitting[0])
 
 
 def _locate(path: str, search: bool = False) -> Any:

@@ -213,6 +213,21 @@ def test_moved_plans_fit_the_other_dataset(quick_fingerprint, nnunet_folders) ->
     assert moved["configurations"]["2d"]["patch_size"] == source["configurations"]["2d"]["patch_size"]
 
 
+def test_a_dataset_that_was_never_planned_is_preprocessed_with_moved_plans(quick_fingerprint, nnunet_folders) -> None:
+    plan_experiment_entry(["-d", "7"])
+    raw, preprocessed = (nnunet_folders[name] / "Dataset008_Other" for name in ("raw", "preprocessed"))
+    write_tiny_dataset(raw, num_cases=2)
+    (raw / "splits_final.json").write_text('[{"train": ["case_000"], "val": ["case_001"]}]')
+    preprocessed.mkdir()
+    move_plans_entry(["-s", "7", "-t", "8", "-sp", "nnUNetPlans", "-tp", "pretrained"])
+    preprocess_entry(["-d", "8", "-plans_name", "pretrained", "-c", "2d", "-np", "1", "--no_pbar"])
+    assert len(list((preprocessed / "pretrained_2d").glob("case_00?.b2nd"))) == 2
+    assert (preprocessed / "splits_final.json").read_text() == (raw / "splits_final.json").read_text()
+    (preprocessed / "dataset.json").write_text("{}")
+    move_plans_entry(["-s", "7", "-t", "8", "-sp", "nnUNetPlans", "-tp", "again"])
+    assert (preprocessed / "dataset.json").read_text() == "{}"  # of an earlier planning
+
+
 def test_moving_plans_that_do_not_exist_is_one_line(quick_fingerprint, capsys) -> None:
     assert "none.json" in message(capsys, move_plans_entry, "-s", "7", "-t", "7", "-sp", "none")
 

@@ -224,7 +224,6 @@ def test_a_broken_case_is_reported_at_the_end(models, folders, capsys) -> None:
     ("options", "message"),
     [
         (["-num_parts", "2", "-part_id", "2"], "parts are counted from 0"),
-        (["-prev_stage_predictions", "somewhere"], "cascades come with a later release"),
         (["--cls_only"], "--save_cls only"),
         (["--cls_aggregation", "max"], "--save_cls only"),
         (["--save_saliency", "--cls_only", "--save_probabilities"], "needs the segmentations"),

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from stock_nnunet import run_reference, run_reference_program
 from tiny_cross_validations import FULL, REGIONS, TWO, TinyCrossValidation, write_cross_validation
 
 from nnunetv2.cli.ensemble import main as ensemble
@@ -33,33 +32,13 @@ KINDS = {
 
 READ_OURS = r"""
 import json, sys
-import nnunetv2
 from nnunetv2.evaluation.evaluate_predictions import load_summary_json
 from nnunetv2.evaluation.find_best_configuration import print_inference_instructions
 summary, information = sys.argv[1:]
-assert nnunetv2.__file__.startswith(sys.prefix), nnunetv2.__file__
 content = load_summary_json(summary)
 print('READ', json.dumps({'keys': [str(k) for k in content['mean']], 'dice': content['foreground_mean']['Dice']}))
 print_inference_instructions(json.load(open(information)))
 """
-
-
-@pytest.fixture
-def reference() -> Path:
-    """Folder of the commands of stock nnU-Net 2.8.1."""
-    python = os.environ.get("NNUNET_REFERENCE")
-    if not python or not Path(python).is_file():
-        pytest.skip("NNUNET_REFERENCE names no Python of an environment with nnunetv2==2.8.1")
-    return Path(python).absolute().parent
-
-
-def run_reference(*command: Any, **folders: Path) -> str:
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    environment |= {"OMP_NUM_THREADS": "1", **{f"nnUNet_{name}": str(folder) for name, folder in folders.items()}}
-    # Not from the repository: python -c would import the package that lies there.
-    done = subprocess.run([str(part) for part in command], env=environment, cwd="/", check=False, capture_output=True, text=True)
-    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    return done.stdout
 
 
 def read(file: Path) -> np.ndarray:
@@ -97,8 +76,8 @@ def test_both_find_the_same_and_read_each_others_files(reference, nnunet_folders
     dataset: TinyCrossValidation = write_cross_validation(nnunet_folders, **KINDS[kind])
     theirs = tmp_path / "their_results"
     shutil.copytree(nnunet_folders["results"], theirs)
-    folders = {name: nnunet_folders[name] for name in ("raw", "preprocessed")}
-    run_reference(reference / "nnUNetv2_find_best_configuration", *MODELS, results=theirs, **folders)
+    folders = {f"nnUNet_{name}": nnunet_folders[name] for name in ("raw", "preprocessed")}
+    run_reference(reference / "nnUNetv2_find_best_configuration", *MODELS, nnUNet_results=theirs, **folders)
     find_best_configuration_entry(MODELS)
 
     ours, theirs = dataset.results, theirs / dataset.results.name
@@ -122,9 +101,9 @@ def test_both_find_the_same_and_read_each_others_files(reference, nnunet_folders
     assert "nnUNetv2_apply_postprocessing" in capsys.readouterr().out
 
     # ours, read there
-    printed = run_reference(
-        reference / "python", "-c", READ_OURS, best / "summary.json", ours / "inference_information.json",
-        results=nnunet_folders["results"], **folders,
+    printed = run_reference_program(
+        reference, READ_OURS, best / "summary.json", ours / "inference_information.json",
+        nnUNet_results=nnunet_folders["results"], **folders,
     )  # fmt: skip
     told = json.loads(printed.split("READ", 1)[1].splitlines()[0])
     assert told == {
@@ -138,7 +117,7 @@ def test_both_find_the_same_and_read_each_others_files(reference, nnunet_folders
         *options,
         "-o",
         tmp_path / "applied_there",
-        results=nnunet_folders["results"],
+        nnUNet_results=nnunet_folders["results"],
         **folders,
     )
     assert_same_masks(tmp_path / "applied_there", best / "postprocessed")
@@ -158,7 +137,7 @@ def test_both_average_the_same(reference, nnunet_folders, tmp_path, kind) -> Non
     for member in members:
         for name in ("dataset.json", "plans.json"):
             shutil.copy(member.parents[1] / name, member / name)
-    folders = {name: nnunet_folders[name] for name in ("raw", "preprocessed", "results")}
+    folders = {f"nnUNet_{name}": nnunet_folders[name] for name in ("raw", "preprocessed", "results")}
     options = ["-i", *map(str, members), "-np", "1", "--save_npz", "-o"]
     run_reference(reference / "nnUNetv2_ensemble", *options, tmp_path / "theirs", **folders)
     ensemble([*options, str(tmp_path / "ours")])

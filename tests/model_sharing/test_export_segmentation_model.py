@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from stock_nnunet import files_of, run_reference, run_reference_program
 from tiny_datasets import PLANS, tiny_case, write_image
 from tiny_models import CLASSIFICATION, dataset_json, plans, write_images, write_model
 from tiny_trainings import same
@@ -53,10 +52,6 @@ def model(tmp_path: Path) -> Path:
 
 def read(folder: Path, fold: int = 0, name: str = "checkpoint_final.pth") -> dict[str, Any]:
     return torch.load(folder / f"fold_{fold}" / name, weights_only=True)
-
-
-def files_of(folder: Path) -> list[str]:
-    return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
 
 
 def test_the_export_holds_what_stock_nnunet_writes_and_nothing_else(model, tmp_path) -> None:
@@ -170,29 +165,13 @@ def test_a_model_without_heads_is_exported_as_it_is(tmp_path, capsys) -> None:
 # --- with stock nnU-Net, a program that is run and nothing more
 
 
-@pytest.fixture
-def reference() -> Path:
-    """Folder of the commands of stock nnU-Net 2.8.1."""
-    python = os.environ.get("NNUNET_REFERENCE")
-    if not python or not Path(python).is_file():
-        pytest.skip("NNUNET_REFERENCE names no Python of an environment with nnunetv2==2.8.1")
-    return Path(python).absolute().parent
-
-
-def run_reference(*command: Any, **folders: Path) -> str:
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    environment |= {"OMP_NUM_THREADS": "1", "nnUNet_compile": "f", **{name: str(folder) for name, folder in folders.items()}}
-    done = subprocess.run([str(part) for part in command], env=environment, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    return done.stdout
-
-
 TRAIN_NOTHING = r"""
 import json, sys, torch
 from os.path import join
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 folder, plans = sys.argv[1:]
 plans, dataset_json = (json.load(open(join(folder, name + '.json'))) for name in (plans, 'dataset'))
+plans['continue_training'] = False  # as its nnUNetv2_train does
 trainer = nnUNetTrainer(plans, '3d_fullres', 0, dataset_json, torch.device('cpu'))
 torch.manual_seed(5)
 trainer.initialize()
@@ -209,6 +188,7 @@ from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 folder, plans, checkpoint = sys.argv[1:]
 plans, dataset_json = (json.load(open(join(folder, name + '.json'))) for name in (plans, 'dataset'))
+plans['continue_training'] = False  # as its nnUNetv2_train does
 trainer = nnUNetTrainer(plans, '3d_fullres', 0, dataset_json, torch.device('cpu'))
 trainer.initialize()
 load_pretrained_weights(trainer.network, checkpoint)
@@ -246,9 +226,7 @@ def test_stock_nnunet_predicts_the_same_with_an_exported_training(reference, tin
         assert np.ptp(probabilities[0][1]) > 0.01  # not everywhere the same
     folders["nnUNet_results"] = tmp_path / "stock_results"
     checkpoint = tmp_path / "export" / "fold_0" / "checkpoint_final.pth"
-    printed = run_reference(
-        reference / "python", "-c", GO_ON, tiny_training["preprocessed"] / "Dataset001_Classes", PLANS, checkpoint, **folders
-    )
+    printed = run_reference_program(reference, GO_ON, tiny_training["preprocessed"] / "Dataset001_Classes", PLANS, checkpoint, **folders)
     assert printed.splitlines()[-1] == "EPOCH 1"
 
 
@@ -256,7 +234,7 @@ def test_stock_nnunet_predicts_the_same_with_an_exported_training(reference, tin
 def test_a_checkpoint_of_stock_nnunet_is_a_warm_start_and_gets_heads(reference, tiny_training, tmp_path, capsys) -> None:
     folders = {f"nnUNet_{name}": tiny_training[name] for name in ("raw", "preprocessed")}
     preprocessed = tiny_training["preprocessed"] / "Dataset001_Classes"
-    printed = run_reference(reference / "python", "-c", TRAIN_NOTHING, preprocessed, PLANS, nnUNet_results=tmp_path / "stock", **folders)
+    printed = run_reference_program(reference, TRAIN_NOTHING, preprocessed, PLANS, nnUNet_results=tmp_path / "stock", **folders)
     stock = printed.rsplit("CHECKPOINT", 1)[1].strip()
     weights = torch.load(stock, weights_only=False)["network_weights"]
     options = ["-p", PLANS, "-device", "cpu", "--seed", "1", "--epochs", "1", "--iterations_per_epoch", "1", "-pretrained_weights", stock]

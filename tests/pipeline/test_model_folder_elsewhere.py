@@ -1,4 +1,4 @@
-"""A model that was trained with missing labels, its folder copied elsewhere: the same classes to the last digit."""
+"""A model that was trained with missing labels, its folder copied elsewhere, or exported and installed: the same classes to the last digit."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 from tiny_datasets import PLANS, tiny_case, write_image
 
 from nnunetv2.cli.calibrate_classification import main as calibrate
+from nnunetv2.cli.model_sharing import export_entry, install_entry
 from nnunetv2.cli.predict import predict_entry, predict_modelfolder_entry
 from nnunetv2.cli.train import main as train
 
@@ -48,12 +49,17 @@ def tables(request: pytest.FixtureRequest, tiny_preprocessed: Path, tmp_path_fac
         for way, options in WAYS.items():
             here[way] = predicted(predict_entry, [*named(), *options], images, elsewhere / f"here {way}")
         copied = shutil.copytree(model, elsewhere / "somewhere" / model.name)
+        export_entry(["-d", "1", "-o", str(elsewhere / "model.zip"), *named()[2:], "-f", "0"])
         shutil.rmtree(home)
         for name in ("raw", "preprocessed", "results"):
             environment.delenv(f"nnUNet_{name}")
         for way, options in WAYS.items():
             there = predicted(predict_modelfolder_entry, ["-m", str(copied), *options], images, elsewhere / f"there {way}")
             here[f"{way}, elsewhere"] = there
+        environment.setenv("nnUNet_results", str(elsewhere / "results"))
+        install_entry([str(elsewhere / "model.zip")])
+        for way, options in WAYS.items():
+            here[f"{way}, installed"] = predicted(predict_entry, [*named(), *options], images, elsewhere / f"installed {way}")
     return {"texts": here, "copy": copied}
 
 
@@ -69,9 +75,10 @@ def predicted(command: Any, model: list[str], images: Path, output: Path) -> str
 
 
 @pytest.mark.parametrize("way", list(WAYS))
-def test_a_copied_model_predicts_the_same_classes(way: str, tables: dict[str, Any]) -> None:
+def test_a_copied_or_installed_model_predicts_the_same_classes(way: str, tables: dict[str, Any]) -> None:
     texts = tables["texts"]
     assert texts[f"{way}, elsewhere"] == texts[way]
+    assert texts[f"{way}, installed"] == texts[way]
     assert len(texts[way].splitlines()) == 3
 
 

@@ -112,6 +112,22 @@ def names_of_its_own(plans, configuration, inputs, outputs, deep):
     return plans, configuration, inputs, outputs, deep
 
 
+def partly_with_names_of_its_own(plans_manager, configuration, num_input_channels, num_output_channels, deep, *, extra=3):
+    return plans_manager, configuration, num_input_channels, num_output_channels, deep
+
+
+def passing_on(*args, **kwargs):
+    return current(*args, **kwargs)
+
+
+def passing_the_rest_on(plans_manager, *args, **kwargs):
+    return current(plans_manager, *args, **kwargs)
+
+
+def by_place(plans, configuration, inputs, outputs, deep, /):
+    return plans, configuration, inputs, outputs, deep
+
+
 def of_version_2_5(
     architecture_class_name,
     arch_init_kwargs,
@@ -134,6 +150,14 @@ def of_version_2_5_with_names_of_its_own(name, kwargs, imports, inputs, outputs,
     return name, kwargs, imports, inputs, outputs, deep
 
 
+def of_version_2_5_passing_the_rest_on(architecture_class_name, *args, **kwargs):
+    return of_version_2_5(architecture_class_name, *args, **kwargs)
+
+
+def of_version_2_5_partly_with_names_of_its_own(arch, kwargs, imports, num_input_channels, num_output_channels, deep=True, extra=3):
+    return arch, kwargs, imports, num_input_channels, num_output_channels, deep
+
+
 def of_version_2_0(plans_manager, dataset_json, configuration_manager, num_input_channels, enable_deep_supervision=True):
     return plans_manager, dataset_json, configuration_manager, num_input_channels, enable_deep_supervision
 
@@ -144,15 +168,21 @@ def of_version_2_0(plans_manager, dataset_json, configuration_manager, num_input
         (current, ("plans", Managers, 2, 3, False)),
         (another_order, ("plans", Managers, 2, 3, False)),
         (names_of_its_own, ("plans", Managers, 2, 3, False)),
+        (partly_with_names_of_its_own, ("plans", Managers, 2, 3, False)),
+        (passing_on, ("plans", Managers, 2, 3, False)),
+        (passing_the_rest_on, ("plans", Managers, 2, 3, False)),
+        (by_place, ("plans", Managers, 2, 3, False)),
         (of_version_2_5, ("a.Net", {"n": 1}, ("op",), 2, 3, False)),
         (of_version_2_5_with_names_of_its_own, ("a.Net", {"n": 1}, ("op",), 2, 3, False)),
+        (of_version_2_5_partly_with_names_of_its_own, ("a.Net", {"n": 1}, ("op",), 2, 3, False)),
+        (of_version_2_5_passing_the_rest_on, ("a.Net", {"n": 1}, ("op",), 2, 3, False)),
         (of_version_2_0, ("plans", {"labels": {}}, Managers, 2, False)),
     ],
 )
 def test_networks_of_trainers_are_built_by_every_signature(build, expected, recwarn) -> None:
     assert build_trainers_network(build, "plans", Managers, {"labels": {}}, 2, 3, False) == expected
     warned = [warning for warning in recwarn if warning.category is DeprecationWarning]
-    assert len(warned) == (build not in (current, another_order))
+    assert len(warned) == (build not in (current, partly_with_names_of_its_own, passing_on, passing_the_rest_on))
 
 
 def test_a_network_that_needs_a_trainer_cannot_be_predicted_with() -> None:

@@ -6,10 +6,11 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import copy_user_splits
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
-from nnunetv2.utilities.file_io import load_json, save_json
+from nnunetv2.utilities.file_io import copy_file, load_json, save_json
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 
@@ -20,6 +21,8 @@ def move_plans_between_datasets(
     target_plans_identifier: str | None = None,
 ) -> None:
     """Copy plans from one preprocessed dataset to another and adapt dataset name, data folders and reader.
+
+    A target that was never planned also gets what planning copies: ``dataset.json`` and the user's splits.
 
     Args:
         source_dataset_name_or_id: Dataset that has the plans.
@@ -42,9 +45,18 @@ def move_plans_between_datasets(
 
     plans = moved_plans(load_json(source_file), target_name, source_plans_identifier, target_plans_identifier)
     plans["image_reader_writer"] = reader_of(target_name)
+    copy_what_planning_copies(os.path.join(nnUNet_raw, target_name), target_folder)
     target_file = os.path.join(target_folder, target_plans_identifier + ".json")
     save_json(plans, target_file, sort_keys=False)
     print(f"Plans were saved to {target_file}")
+
+
+def copy_what_planning_copies(raw_folder: str, preprocessed_folder: str) -> None:
+    """``dataset.json`` and the user's splits, unless the dataset was planned before; preprocessing and training need them."""
+    target = os.path.join(preprocessed_folder, "dataset.json")
+    if not os.path.isfile(target):
+        copy_user_splits(raw_folder, preprocessed_folder)
+        copy_file(os.path.join(raw_folder, "dataset.json"), target)
 
 
 def moved_plans(plans: dict[str, Any], target_name: str, source_identifier: str, target_identifier: str) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from stock_nnunet import run_reference_program
 
 from nnunetv2.training.data_augmentation.default_augmentation import restrict_axis_swaps
 from nnunetv2.training.data_augmentation.strong_augmentation import (
@@ -22,6 +22,7 @@ from nnunetv2.training.data_augmentation.strong_augmentation import (
     strong_training_transforms,
 )
 
+ROOT = Path(__file__).parents[3]
 SCALES = [(1.0, 1.0, 1.0), (0.5, 0.5, 0.5)]
 
 
@@ -184,32 +185,30 @@ print('RESULT', text)
 """
 
 
-@pytest.fixture
-def reference() -> str:
-    """Python of an environment with stock nnU-Net 2.8.1."""
-    python = os.environ.get("NNUNET_REFERENCE")
-    if not python or not Path(python).is_file():
-        pytest.skip("NNUNET_REFERENCE names no Python of an environment with nnunetv2==2.8.1")
-    return python
+def told_by(printed: str) -> Any:
+    return json.loads(next(line for line in printed.splitlines() if line.startswith("RESULT ")).removeprefix("RESULT "))
 
 
-def result_of(program: str, python: str) -> Any:
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([python, "-W", "ignore", "-c", program], env=environment, check=False, capture_output=True, text=True)
+def result_here(program: str) -> Any:
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("RESULT ")).removeprefix("RESULT "))
+    return told_by(done.stdout)
+
+
+def result_there(program: str, reference: Path) -> Any:
+    return told_by(run_reference_program(reference, program))
 
 
 @pytest.mark.slow
-def test_da5_has_the_settings_of_stock_nnunet(reference: str) -> None:
-    assert result_of(SETTINGS, sys.executable) == result_of(SETTINGS, reference)
+def test_da5_has_the_settings_of_stock_nnunet(reference: Path) -> None:
+    assert result_here(SETTINGS) == result_there(SETTINGS, reference)
 
 
 @pytest.mark.slow
-def test_da5_draws_from_the_distributions_of_stock_nnunet(reference: str) -> None:
+def test_da5_draws_from_the_distributions_of_stock_nnunet(reference: Path) -> None:
     from scipy.stats import ks_2samp
 
-    ours, theirs = result_of(DRAW, sys.executable), result_of(DRAW, reference)
+    ours, theirs = result_here(DRAW), result_there(DRAW, reference)
     names = ("mean", "deviation", "minimum", "maximum", "roughness", "flatness", "foreground", "first voxel", "last voxel")
     assert list(ours) == list(theirs)
     problems = []
