@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from nnunetv2.utilities.label_handling.classification_labels import ClassificationTask
 
 DROPOUT = 0.3
+SLOWEST_RATE = 0.005  # of the running statistics: some two hundred batches
+SMALLEST_DEVIATION = 1e-3  # of features that LayerNorm has brought to a scale of 1
+LARGEST_DEVIATION = 5.0
 MAX_HIDDEN_UNITS = 64  # a few hundred cases do not carry more
 LEVELS = ("patch", "case")  # what a head was trained on: logits of patches, or vectors averaged over a case
 
@@ -103,8 +106,10 @@ class ClassificationHead(nn.Module):
         with torch.random.fork_rng(devices=[]):
             self.pooling = POOLINGS[description.pooling](channels, description.evidence)
             widths = self.pooling.widths
-            # Means and maxima differ in scale; after InstanceNorm a global mean hardly varies between images.
+            # Means and maxima differ in scale; after InstanceNorm a global mean hardly varies between images, so that what does vary is lost
+            # beside the differences of the channels, and a head gives every image the same class for thousands of steps.
             self.norms = nn.ModuleList([nn.LayerNorm(width) for width in widths])
+            self.standardization = RunningStandardization(sum(widths))
             hidden_units = min(MAX_HIDDEN_UNITS, sum(widths))
             self.dropout = SeededDropout(DROPOUT, dropout_seed)
             self.hidden = nn.Linear(sum(widths), hidden_units)
@@ -138,7 +143,47 @@ class ClassificationHead(nn.Module):
         with torch.autocast(device_type=pooled.device.type, enabled=False):
             parts = pooled.float().split(self.pooling.widths, dim=1)
             normalized = torch.cat([norm(part) for norm, part in zip(self.norms, parts, strict=True)], dim=1)
-            return self.output(F.gelu(self.hidden(self.dropout(normalized))))
+            return self.output(F.gelu(self.hidden(self.dropout(self.standardization(normalized)))))
+
+
+class RunningStandardization(nn.Module):
+    """Each feature minus its mean, divided by its standard deviation, over the samples seen lately.
+
+    Not BatchNorm: no sample depends on the others of its batch of two. Statistics are those of the batches before, in training too, and of all
+    processes of a distributed training. The first batch of all stays as it is.
+
+    Args:
+        width: Number of features.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("square", torch.ones(width))  # mean of the squared values
+        self.register_buffer("seen", torch.zeros(()))  # number of samples
+
+    def forward(self, values: Tensor) -> Tensor:
+        """``(B, width)`` to the same shape, within +-``LARGEST_DEVIATION``."""
+        deviation = (self.square - self.mean.square()).clamp_min(0).sqrt() + SMALLEST_DEVIATION
+        standardized = ((values - self.mean) / deviation).clamp(-LARGEST_DEVIATION, LARGEST_DEVIATION)
+        if self.training:
+            self.update(values.detach())
+        return standardized
+
+    @torch.compiler.disable
+    @torch.no_grad()
+    def update(self, values: Tensor) -> None:
+        """Take a batch ``(B, width)`` into the statistics: a plain mean at first, later one that forgets."""
+        sums = torch.stack([torch.full_like(values[0], len(values)), values.sum(0), values.square().sum(0)])
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(sums)
+        # A batch that overflowed in half precision would stay in the statistics for good.
+        number = sums[0, 0] * sums.isfinite().all()
+        self.seen += number
+        rate = (number / self.seen.clamp_min(1)).clamp_min(SLOWEST_RATE) * (number > 0)
+        mean, square = sums[1:].nan_to_num(0, 0, 0) / number.clamp_min(1)
+        self.mean += rate * (mean - self.mean)
+        self.square += rate * (square - self.square)
 
 
 class MeanMaxPooling(nn.Module):

@@ -77,14 +77,15 @@ def command(folder: Path, name: str, *arguments: object) -> None:
     subprocess.run(program, env=environment(folder), check=True)
 
 
-def plan(folder: Path, difficulty: Difficulty) -> None:
-    """Plans of the demo, with the patch of the difficulty, and the preprocessed cases."""
+def plan(folder: Path, patch_size: tuple[int, int, int] | None = None, checkpoint: Path | None = None) -> None:
+    """Plans of the demo and the preprocessed cases; with a patch of its own the network is that of a checkpoint."""
     command(folder, "nnUNetv2_extract_fingerprint", "-d", 1, "--verify_dataset_integrity", "-np", 1)
     command(folder, "nnUNetv2_plan_experiment", "-d", 1, "-pl", PLANNER)
     plans_file = folder / "nnUNet_preprocessed" / DATASET_NAME / f"{PLANS}.json"
-    if difficulty.patch_size:
-        plans = json.loads(plans_file.read_text())
-        plans["configurations"][CONFIGURATION]["patch_size"] = list(difficulty.patch_size)
+    if patch_size:
+        plans, others = (json.loads(file.read_text()) for file in (plans_file, checkpoint.parents[1] / "plans.json"))
+        plans["configurations"][CONFIGURATION]["patch_size"] = list(patch_size)
+        plans["configurations"][CONFIGURATION]["architecture"] = others["configurations"][CONFIGURATION]["architecture"]
         plans_file.write_text(json.dumps(plans, indent=1))
     command(folder, "nnUNetv2_preprocess", "-d", 1, "-plans_name", PLANS, "-c", CONFIGURATION, "-np", 1)
 
@@ -98,7 +99,7 @@ def segmentation_checkpoint(work: Path) -> Path:
         return checkpoint
     shutil.rmtree(folder, ignore_errors=True)
     write_phantom_dataset(folder / "nnUNet_raw" / DATASET_NAME, num_training=60, num_test=0, seed=SEGMENTATION_SEED)
-    plan(folder, Difficulty())
+    plan(folder)
     command(
         folder, "nnUNetv2_train", 1, CONFIGURATION, "all", "-tr", "nnUNetTrainer", "-p", PLANS, "-device", "cpu",
         "--epochs", 20, "--iterations_per_epoch", 80, "--seed", SEGMENTATION_SEED,
@@ -122,13 +123,14 @@ def run(work: Path, name: str, seed: int) -> None:
         training_subtypes=difficulty.training_subtypes,
         simulate=difficulty.simulate,
     )
-    plan(folder, difficulty)
+    checkpoint = segmentation_checkpoint(work)
+    plan(folder, difficulty.patch_size, checkpoint)
     if difficulty.patch_size:
         print(f"{lesion_share(dataset, difficulty.patch_size):.1%} of the patches at random places show the lesion", flush=True)
     command(
         folder, "nnUNetv2_train", 1, CONFIGURATION, 0, "-tr", difficulty.trainer, "-p", PLANS, "-device", "cpu", "--seed", seed,
         "--epochs", difficulty.epochs, "--iterations_per_epoch", difficulty.iterations,
-        "-pretrained_weights", segmentation_checkpoint(work),
+        "-pretrained_weights", checkpoint,
     )  # fmt: skip
     for heads in HEADS:
         predict(folder, folder / heads, heads, difficulty.trainer)

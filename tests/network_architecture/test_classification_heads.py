@@ -9,7 +9,9 @@ from network_architecture.small_unets import small_unet
 from torch import Tensor, nn
 
 from nnunetv2.network_architecture.classification_heads import (
+    SMALLEST_DEVIATION,
     ClassificationHead,
+    RunningStandardization,
     build_heads,
     class_probabilities,
     classification_entry,
@@ -128,8 +130,59 @@ def test_a_sample_is_classified_the_same_whatever_else_is_in_the_batch(pooling: 
     maps, logits = features(), lesion_at((0, 1, 2), (4, 4, 4))
     for name, head in heads(pooling).items():
         head.dropout.probability = 0.0
-        alone = head.train()([feature[:1] for feature in maps], logits[:1])
-        torch.testing.assert_close(head(maps, logits)[:1], alone, msg=name)
+        # Copies: in training a batch changes the running statistics, for those after it.
+        alone = copy.deepcopy(head.train())([feature[:1] for feature in maps], logits[:1])
+        torch.testing.assert_close(copy.deepcopy(head)(maps, logits)[:1], alone, msg=name)
+
+
+def test_running_statistics_are_those_of_all_samples_at_first_and_only_of_training() -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = 3 + 0.1 * torch.randn(80, 5, generator=generator)
+    standardization = RunningStandardization(5)
+    for batch in values.split(2):
+        standardization(batch)
+    torch.testing.assert_close(standardization.mean, values.mean(0))
+    torch.testing.assert_close(standardization.square, values.square().mean(0))
+    standardization.eval()
+    before = copy.deepcopy(standardization.state_dict())
+    standardized = standardization(values)
+    expected = (values - values.mean(0)) / (values.std(0, correction=0) + SMALLEST_DEVIATION)
+    torch.testing.assert_close(standardized, expected, atol=1e-3, rtol=1e-3)
+    for key, value in standardization.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+def test_running_statistics_forget() -> None:
+    standardization = RunningStandardization(1)
+    for _ in range(600):
+        standardization(torch.zeros(2, 1))
+    for _ in range(600):
+        standardization(torch.ones(2, 1))
+    assert standardization.mean.item() > 0.9
+
+
+def test_a_head_learns_from_features_that_hardly_vary_between_samples() -> None:
+    """As after InstanceNorm: channels differ a lot, samples differ little."""
+    task = TASKS["subtype"]
+    head = build_heads({"subtype": task}, CHANNELS, labels=LABELS)["subtype"].train()
+    optimizer = torch.optim.AdamW(head.parameters(), lr=3e-3)
+    generator = torch.Generator().manual_seed(0)
+    channels = 3 * torch.randn(CHANNELS[-1], generator=generator)
+    direction = torch.randn(CHANNELS[-1], generator=generator)
+
+    def batch(size: int) -> tuple[list[Tensor], Tensor]:
+        targets = torch.randint(3, (size,), generator=generator)
+        last = channels + 0.05 * (targets[:, None] - 1) * direction + 0.01 * torch.randn(size, len(channels), generator=generator)
+        return [torch.zeros(size, width, 1) for width in CHANNELS[:-1]] + [last[..., None]], targets
+
+    for _ in range(150):
+        inputs, targets = batch(2)
+        loss = torch.nn.functional.cross_entropy(head(inputs), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    inputs, targets = batch(60)
+    assert (head.eval()(inputs).argmax(1) == targets).float().mean() > 0.9
 
 
 def test_attention_can_single_out_a_voxel() -> None:
@@ -242,6 +295,7 @@ def test_initial_weights_and_dropout_depend_on_the_seed_only() -> None:
 
 def test_dropout_continues_where_it_was_saved(tmp_path: Path) -> None:
     modules = heads()
+    modules["subtype"].standardization.eval()
     modules["subtype"](features())
     save_checkpoint_file({"head_random_state": head_rng_state(modules)}, tmp_path / "c.pth")
     expected = [modules["subtype"](features()) for _ in range(2)]
@@ -252,6 +306,7 @@ def test_dropout_continues_where_it_was_saved(tmp_path: Path) -> None:
 
 def test_processes_can_drop_out_differently() -> None:
     modules = heads()
+    modules["subtype"].standardization.eval()
     outputs = []
     for seed in (0, 1, 0):
         seed_dropout(modules, seed)

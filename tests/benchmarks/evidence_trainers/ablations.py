@@ -46,3 +46,9 @@ class nnUNetTrainerHeadLr003(nnUNetTrainerMultitask):
 
 class nnUNetTrainerMultitaskNoMirroring(nnUNetTrainerMultitask, nnUNetTrainerNoMirroring):
     """Without mirrored copies, in training and prediction."""
+
+
+class nnUNetTrainerHeadLr001(nnUNetTrainerMultitask):
+    """A learning rate of the heads three times as large as 3e-4."""
+
+    head_lr = 1e-3
