@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 REFITS = ("cases", "patches", "none")
 SEED_OFFSET = 2_000_003  # other random numbers than those of the training
 EVIDENCE_CENTRED_SHARE = 2 / 3  # of the samples of a refit on patches
-# Structures are predicted better in cases that the network was trained on than in new ones: by this share of a measure's deviation between
-# cases (the median over measures on two real sets). Trees that see every case several times, so much changed, do not rely on less.
+# Structures are predicted better in cases that the network was trained on than in new ones; their measures differ by a third to a half of the
+# deviation between cases (documentation/classification-evidence.md). Trees that see every case several times, so much changed, do not rely on less.
 NOISE_OF_MEASURES = 0.3
 NOISY_COPIES = 8
 COPIES_OF_A_LEAF = 8

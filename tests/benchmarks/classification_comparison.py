@@ -1,11 +1,12 @@
 """What heads make of finished encoders, a baseline without a joint network, and the tables of ``documentation/classification-evidence.md``.
 
     python tests/benchmarks/classification_comparison.py heads acdc DATA WORK
+    python tests/benchmarks/classification_comparison.py tree_noise acdc DATA WORK
     python tests/benchmarks/classification_comparison.py baseline acdc DATA WORK
     python tests/benchmarks/classification_comparison.py calibrate acdc DATA
     python tests/benchmarks/classification_comparison.py summary acdc DATA
 
-``heads`` needs what ``classification_evidence.py extract`` keeps, ``baseline`` the masks of the method ``segmentation``; ``calibrate``
+``heads`` and ``tree_noise`` need what ``classification_evidence.py extract`` keeps, ``baseline`` the masks of the method ``segmentation``; ``calibrate``
 and ``summary`` only the tables beside the documentation.
 """
 
@@ -28,7 +29,7 @@ from nnunetv2.evaluation.classification_metrics import task_report, weighted_sco
 from nnunetv2.inference.case_classification import AGGREGATIONS, aggregate_tiles
 from nnunetv2.inference.morphometry import morphometry
 from nnunetv2.network_architecture.classification_heads import CaseHead, HeadDescription, default_stages
-from nnunetv2.training.head_refit import fit_case_head, grow_trees
+from nnunetv2.training.head_refit import COPIES_OF_A_LEAF, NOISY_COPIES, fit_case_head, grow_trees, noisy_copies
 from nnunetv2.utilities.label_handling.classification_labels import ClassificationTask
 from nnunetv2.utilities.label_handling.classification_table import read_classification_csv, write_classification_csv
 
@@ -187,6 +188,38 @@ def _answers(
     yield from rows.items()
 
 
+def tree_noise(cases: Cases, work: Path, folds: Sequence[int]) -> None:
+    """How much better structures are measured in cases that the network knows, and what noise on the measures does to the trees."""
+    from sklearn.ensemble import ExtraTreesRegressor
+
+    features = {fold: _Features(feature_folder(cases.key, work, "ours", fold), cases) for fold in folds}
+    unseen = {case: features[fold].arrays(case)["measures"] for fold in folds for case in cases.splits[fold]["val"]}
+    shifts = np.stack([features[fold].arrays(case)["measures"] - unseen[case] for fold in folds for case in cases.splits[fold]["train"]])
+    shares = np.nanstd(shifts, axis=0) / np.nanstd(np.stack(list(unseen.values())), axis=0)
+    print(f"Known minus unseen, share of the deviation between cases, median over measures: {np.nanmedian(shares):.2f}")
+    for task in cases.tasks.values():
+        for copies, leaf in ((1, 2), (NOISY_COPIES, COPIES_OF_A_LEAF)):
+            scores = []
+            for seed in range(3):
+                rows = {}
+                for fold in folds:
+                    split = cases.splits[fold]
+                    known, held_out = (np.stack([features[fold].arrays(case)["measures"] for case in split[name]]) for name in ("train", "val"))
+                    means = np.nan_to_num(np.nanmean(known, axis=0))
+                    known, held_out = (np.where(np.isnan(values), means, values) for values in (known, held_out))
+                    targets = cases.targets(task.name, split["train"])
+                    weights = np.tile(1 / np.bincount(targets)[targets], copies)
+                    forest = ExtraTreesRegressor(200, min_samples_leaf=leaf, random_state=seed)
+                    forest.fit(
+                        known if copies == 1 else noisy_copies(known, seed), np.tile(np.eye(task.num_classes)[targets], (copies, 1)), weights
+                    )
+                    rows.update(zip(split["val"], forest.predict(held_out), strict=True))
+                found = task_report(task, cases.targets(task.name, list(rows)), list(rows.values()))["scores"]
+                scores.append([found[name] for name in METRICS])
+            means = ", ".join(f"{name} {value:.3f}" for name, value in zip(METRICS, np.mean(scores, axis=0), strict=True))
+            print(f"{task.name}, trees alone, {'noise' if copies > 1 else 'as measured'}: {means}")
+
+
 # --- without a joint network
 
 
@@ -340,7 +373,7 @@ def _interval(draws: np.ndarray) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("heads", "baseline", "calibrate", "summary"))
+    parser.add_argument("command", choices=("heads", "tree_noise", "baseline", "calibrate", "summary"))
     parser.add_argument("set", choices=SETS)
     parser.add_argument("data", type=Path)
     parser.add_argument("work", type=Path, nargs="?")
@@ -350,6 +383,8 @@ def main() -> None:
     cases = Cases.load(arguments.set, arguments.data)
     if arguments.command == "heads":
         fit_heads(cases, arguments.work, arguments.method, arguments.folds)
+    elif arguments.command == "tree_noise":
+        tree_noise(cases, arguments.work, arguments.folds)
     elif arguments.command == "baseline":
         baseline(cases, arguments.data, arguments.work, arguments.folds)
     elif arguments.command == "calibrate":
