@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 DROPOUT = 0.3
 SLOWEST_RATE = 0.005  # of the running statistics: some two hundred batches
 SMALLEST_DEVIATION = 1e-3  # of features that LayerNorm has brought to a scale of 1
-LARGEST_DEVIATION = 5.0
+LARGEST_DEVIATION = 10.0
 MAX_HIDDEN_UNITS = 64  # a few hundred cases do not carry more
 LEVELS = ("patch", "case")  # what a head was trained on: logits of patches, or vectors averaged over a case
 
@@ -163,9 +163,10 @@ class RunningStandardization(nn.Module):
         self.register_buffer("seen", torch.zeros(()))  # number of samples
 
     def forward(self, values: Tensor) -> Tensor:
-        """``(B, width)`` to the same shape, within +-``LARGEST_DEVIATION``."""
+        """``(B, width)`` to the same shape, bent to stay within +-``LARGEST_DEVIATION``; everywhere with a gradient."""
         deviation = (self.square - self.mean.square()).clamp_min(0).sqrt() + SMALLEST_DEVIATION
-        standardized = ((values - self.mean) / deviation).clamp(-LARGEST_DEVIATION, LARGEST_DEVIATION)
+        deviations = (values - self.mean) / deviation
+        standardized = deviations / (1 + deviations.abs() / LARGEST_DEVIATION)
         if self.training:
             self.update(values.detach())
         return standardized

@@ -9,6 +9,7 @@ from network_architecture.small_unets import small_unet
 from torch import Tensor, nn
 
 from nnunetv2.network_architecture.classification_heads import (
+    LARGEST_DEVIATION,
     SMALLEST_DEVIATION,
     ClassificationHead,
     RunningStandardization,
@@ -146,7 +147,8 @@ def test_running_statistics_are_those_of_all_samples_at_first_and_only_of_traini
     standardization.eval()
     before = copy.deepcopy(standardization.state_dict())
     standardized = standardization(values)
-    expected = (values - values.mean(0)) / (values.std(0, correction=0) + SMALLEST_DEVIATION)
+    deviations = (values - values.mean(0)) / (values.std(0, correction=0) + SMALLEST_DEVIATION)
+    expected = deviations / (1 + deviations.abs() / LARGEST_DEVIATION)
     torch.testing.assert_close(standardized, expected, atol=1e-3, rtol=1e-3)
     for key, value in standardization.state_dict().items():
         assert torch.equal(value, before[key])

@@ -274,8 +274,11 @@ def test_foreground_is_drawn_for_each_patch(name: str, by_configuration: dict[st
 
 def test_the_probability_is_the_same_in_every_process(tiny_training: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = variant("nnUNetTrainer_probabilisticOversampling", tiny_training)
-    trainer.is_ddp = True
+    # As in a group of two processes, of which the other one says the same.
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", lambda values, value: values.__setitem__(slice(None), [value] * 2))
     trainer._set_batch_size_and_oversample()
     assert (trainer.batch_size, trainer.oversample_foreground_percent) == (1, 0.5)
 
