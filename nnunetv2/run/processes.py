@@ -197,8 +197,10 @@ def _errors_of(processes: list[Any], connections: list[Any]) -> list[tuple[Excep
     deadline: float | None = None
 
     def receive(timeout: float | None) -> None:
-        sentinels = [process.sentinel for process in processes if process.is_alive()]
-        for source in mp_connection.wait([*reporting, *sentinels], timeout):
+        sources = [*reporting, *(process.sentinel for process in processes if process.is_alive())]
+        if not sources:  # the last one ended just now; waiting for nothing would never end
+            return
+        for source in mp_connection.wait(sources, timeout):
             if source in reporting:
                 try:
                     errors.append(source.recv())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from run import process_functions
 from run.process_functions import second_fails, write_what_all_say
 
-from nnunetv2.run.processes import in_every_process, run_on_this_machine
+from nnunetv2.run.processes import _errors_of, in_every_process, run_on_this_machine
 
 SECONDS = 60  # within which all must have ended
 
@@ -86,3 +87,22 @@ def test_torchrun_decides_the_number_of_processes(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match="-num_gpus 2, but torchrun started 4 processes"):
         training(2)
+
+
+class EndsWhileLookedAt:
+    """A process that is alive when asked first, and not any more when asked again."""
+
+    exitcode = 0
+
+    def __init__(self) -> None:
+        self.answers = iter([True])
+
+    def is_alive(self) -> bool:
+        return next(self.answers, False)
+
+
+def test_a_process_that_ends_while_it_is_looked_at_is_not_waited_for() -> None:
+    waiting = threading.Thread(target=_errors_of, args=([EndsWhileLookedAt()], []), daemon=True)
+    waiting.start()
+    waiting.join(timeout=10)
+    assert not waiting.is_alive()
