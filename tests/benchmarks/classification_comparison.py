@@ -36,7 +36,7 @@ from nnunetv2.utilities.label_handling.classification_table import read_classifi
 Table = dict[str, dict[str, np.ndarray]]  # case -> task -> probabilities (K,)
 METRICS = ("macro_f1", "balanced_accuracy", "auroc", "log_loss", "ece")
 BASELINES = ("random_forest", "extra_trees", "logistic")
-PAIRS = (("ours", "common"), ("ours", "joint"), *(("ours", baseline) for baseline in BASELINES), ("joint", "common"), ("ours", "weight_0.1_ours"))
+PAIRS = (("ours", "common"), ("ours", "joint"), *(("ours", baseline) for baseline in BASELINES), ("joint", "common"))
 
 
 @dataclass(frozen=True)

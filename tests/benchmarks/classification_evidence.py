@@ -34,9 +34,7 @@ TRAINERS = {
     "ours": "nnUNetTrainerMultitask",
     "weight_0.03": "nnUNetTrainerWeight003",
     "weight_0.1": "nnUNetTrainerWeight01",
-    "late": "nnUNetTrainerLateClasses",
     "all_stages": "nnUNetTrainerAllStages",
-    "head_lr_0.003": "nnUNetTrainerHeadLr003",
 }
 
 

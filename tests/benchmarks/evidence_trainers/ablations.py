@@ -32,23 +32,5 @@ class nnUNetTrainerAllStages(nnUNetTrainerMultitask):
         return super().build_heads()
 
 
-class nnUNetTrainerLateClasses(nnUNetTrainerMultitask):
-    """The weight of the classes rises over the first half of the training."""
-
-    classification_warmup_share = 0.5
-
-
-class nnUNetTrainerHeadLr003(nnUNetTrainerMultitask):
-    """A learning rate of the heads ten times as large."""
-
-    head_lr = 3e-3
-
-
 class nnUNetTrainerMultitaskNoMirroring(nnUNetTrainerMultitask, nnUNetTrainerNoMirroring):
     """Without mirrored copies, in training and prediction."""
-
-
-class nnUNetTrainerHeadLr001(nnUNetTrainerMultitask):
-    """A learning rate of the heads three times as large as 3e-4."""
-
-    head_lr = 1e-3
