@@ -304,7 +304,7 @@ class CaseHead(nn.Module):
     Inside the network it only pools: its output for a tile is the vector to average. :meth:`case_probabilities` classifies the average.
     Features and measures go through a linear layer, since a few hundred cases do not carry more; they are standardized with the means and
     deviations of the training cases, which are stored with the weights. The measures, which are few, also go through decision trees: classes
-    that are defined by size and shape are so by thresholds and by combinations of measures. Both have half of the vote.
+    that are defined by size and shape are so by thresholds and by combinations of measures. ``tree_share`` of the vote is theirs.
 
     Args:
         description: Level ``case``.
@@ -321,6 +321,7 @@ class CaseHead(nn.Module):
             self.output = output(sum(self.blocks), description.task.num_logits)
         self.register_buffer("feature_mean", torch.zeros(sum(self.blocks)))
         self.register_buffer("feature_scale", torch.ones(sum(self.blocks)))
+        self.register_buffer("tree_share", torch.tensor(0.5))
         self.trees = TreeEnsemble(description.trees, outputs=description.task.num_logits) if description.trees else None
 
     @property
@@ -340,7 +341,7 @@ class CaseHead(nn.Module):
         linear = class_probabilities(task, self.classify_case(vectors))
         if self.trees is None:
             return linear
-        return (linear + class_shares(task, self.trees(self.measures_of(vectors)))) / 2
+        return torch.lerp(linear, class_shares(task, self.trees(self.measures_of(vectors))), self.tree_share)
 
     def set_trees(self, trees: TreeEnsemble) -> None:
         """Have ``trees``, grown on :meth:`measures_of`, vote too."""

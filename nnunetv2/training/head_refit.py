@@ -2,13 +2,12 @@
 
 On *patches* the heads are those of the joint training, trained alone on patches that show the evidence. On *cases* every training case goes
 through the path of the predictor, and a linear classifier is fitted to what prediction will compute: features averaged over the tiles,
-and the morphometry of the predicted structures, on which decision trees are grown too. Nothing is chosen on the training cases: an encoder that saw their labels makes any inner
-score worthless.
+and the morphometry of the predicted structures, on which decision trees are grown too (``case_head_fit.py``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,11 +22,10 @@ from nnunetv2.network_architecture.classification_heads import (
     default_stages,
     encoder_channels,
     seed_dropout,
-    tree_targets,
 )
 from nnunetv2.network_architecture.joint_network import JointNetwork
 from nnunetv2.network_architecture.predicted_evidence import PredictedEvidence
-from nnunetv2.network_architecture.tree_ensemble import TreeEnsemble
+from nnunetv2.training.case_head_fit import add_trees, fit_case_head, inner_folds
 from nnunetv2.training.data_augmentation.default_augmentation import intensity_transforms
 from nnunetv2.training.dataloading.case_sampling import balanced_sampling_probabilities
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
@@ -36,20 +34,14 @@ from nnunetv2.training.distributed import average_gradients, number_of_processes
 from nnunetv2.training.loss.classification import ClassificationLoss
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.case_validation import predictor_of, segmentation_at_full_resolution, with_previous_stage
+from nnunetv2.utilities.label_handling.classification_labels import load_case_groups
 
 if TYPE_CHECKING:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainerMultitask import nnUNetTrainerMultitask
-    from nnunetv2.utilities.label_handling.classification_labels import ClassificationTask, Target
 
 REFITS = ("cases", "patches", "none")
 SEED_OFFSET = 2_000_003  # other random numbers than those of the training
 EVIDENCE_CENTRED_SHARE = 2 / 3  # of the samples of a refit on patches
-# Structures are predicted better in cases that the network was trained on than in new ones; their measures differ by a third to a half of the
-# deviation between cases (documentation/classification-evidence.md). Trees that see every case several times, so much changed, do not rely on less.
-NOISE_OF_MEASURES = 0.3
-NOISY_COPIES = 8
-COPIES_OF_A_LEAF = 8
-SMALLEST_DEVIATION = 1e-6  # a feature that varies less than this among the training cases says nothing
 
 
 # --- on cases
@@ -78,15 +70,27 @@ def refit_on_cases(
     predictor.classification_tasks = dict(trainer.classification_tasks)
     identifiers, vectors = case_vectors(trainer, predictor, augmented_copies)
     case_labels = trainer.case_labels()
+    groups = load_case_groups(trainer.preprocessed_dataset_folder_base, trainer.dataset_json)
     for name, head in heads.items() if process_rank() == 0 else ():  # the others get the fitted ones
         targets = [case_labels.target(identifier, name) for identifier in identifiers]
         known = [index for index, target in enumerate(targets) if target is not None]
         weights = balanced_sampling_probabilities([identifiers[i] for i in known], case_labels, name, draw_unknown=False) * len(known)
-        known_vectors, known_targets = vectors[name][known], [targets[i] for i in known]
-        loss = fit_case_head(head, known_vectors, known_targets, weights, penalty)
+        loss = fit_case_head(head, vectors[name][known], [targets[i] for i in known], weights, penalty)
+        vote = ""
         if head.description.measures and trees:
-            grow_trees(head, known_vectors, known_targets, weights, trees, trainer.seed)
-        trainer.print_to_log_file(f"Head refit, {name}: {len(known)} views of training cases, loss {loss:.4f}")
+            folds = inner_folds([identifiers[i] for i in known], name, case_labels, groups)
+            share = add_trees(
+                head,
+                vectors[name][known],
+                [targets[i] for i in known],
+                weights,
+                penalty=penalty,
+                number=trees,
+                seed=trainer.seed,
+                folds=folds,
+            )
+            vote = f", trees on the morphometry have {share:.0%} of the vote"
+        trainer.print_to_log_file(f"Head refit, {name}: {len(known)} views of training cases, loss {loss:.4f}{vote}")
     return dict(heads)
 
 
@@ -141,9 +145,7 @@ def foreground_structures(labels: Mapping[str, Any]) -> dict[str, tuple[int, ...
     return {name: tuple(int(v) for v in value) for name, value in values.items() if name != "ignore" and set(value) != {0}}
 
 
-def case_vectors(
-    trainer: nnUNetTrainerMultitask, predictor: Any, augmented_copies: int
-) -> tuple[list[str], dict[str, np.ndarray]]:
+def case_vectors(trainer: nnUNetTrainerMultitask, predictor: Any, augmented_copies: int) -> tuple[list[str], dict[str, np.ndarray]]:
     """What the heads of whole cases see of the training cases that have any label; several processes share the cases.
 
     Returns:
@@ -151,7 +153,9 @@ def case_vectors(
     """
     dataset, _ = trainer.get_tr_and_val_datasets()
     case_labels = trainer.case_labels()
-    chosen = [name for name in dataset.identifiers if any(case_labels.target(name, task) is not None for task in trainer.classification_tasks)]
+    chosen = [
+        name for name in dataset.identifiers if any(case_labels.target(name, task) is not None for task in trainer.classification_tasks)
+    ]
     views: list[tuple[int, int, dict[str, np.ndarray]]] = []  # number of the case, of the copy, vectors by task
     with segmentation_at_full_resolution(trainer):
         for number in range(process_rank(), len(chosen), number_of_processes()):
@@ -178,102 +182,6 @@ def other_intensities(image: Tensor, *position: int) -> Tensor:
         for transform in intensity_transforms():
             sample = transform(**sample)
     return sample["image"]
-
-
-def fit_case_head(head: CaseHead, vectors: np.ndarray, targets: Sequence[Target], weights: np.ndarray, penalty: float) -> float:
-    """Fit standardization and linear layer of a head; a convex problem, solved to the end and the same every time.
-
-    Every block of features (means, maxima, measures) gets the same total variance, so that hundreds of channels do not drown a dozen
-    measures.
-
-    Args:
-        head: Changed in place.
-        vectors: ``(n, F)``; NaN where a measure does not exist.
-        targets: What is true of each; all known.
-        weights: ``(n,)``, mean 1.
-        penalty: Factor of half the squared weights of the layer, beside the mean loss.
-
-    Returns:
-        The final mean loss without the penalty.
-    """
-    vectors = np.asarray(vectors, dtype=np.float64)
-    known = np.isfinite(vectors)
-    counts = np.maximum(known.sum(axis=0), 1)
-    mean = np.where(known, vectors, 0).sum(axis=0) / counts
-    deviation = np.sqrt(np.where(known, (vectors - mean) ** 2, 0).sum(axis=0) / counts)
-    block_size = np.concatenate([np.full(size, size) for size in head.blocks])
-    scale = np.where(deviation > SMALLEST_DEVIATION, 1 / np.maximum(deviation, SMALLEST_DEVIATION) / np.sqrt(block_size), 0.0)
-    device = head.feature_mean.device
-    head.to("cpu").double()  # in two steps, both ways: not every device knows float64
-    head.feature_mean.copy_(torch.from_numpy(mean))
-    head.feature_scale.copy_(torch.from_numpy(scale))
-    inputs = head.standardize(torch.from_numpy(vectors))
-    target, sample_weights = _target_tensor(head.description.task, targets), torch.from_numpy(np.asarray(weights, dtype=np.float64))
-    loss_of = ClassificationLoss({"task": head.description.task}, label_smoothing=0.0)
-
-    def mean_loss() -> Tensor:
-        # by sample, since the loss as a whole works in float32
-        losses, _ = loss_of.sample_losses("task", head.output(inputs), target)
-        return (losses * sample_weights).mean()
-
-    layer = head.output.score if head.description.task.is_ordinal else head.output
-    with torch.no_grad():
-        # Thresholds of ordinal classes keep their start, equal shares. Everything else starts at 0, not at what was drawn: a constant that
-        # all biases share would stay in them.
-        for parameter in layer.parameters():
-            parameter.zero_()
-    optimizer = torch.optim.LBFGS(
-        head.output.parameters(), lr=1, max_iter=1000, tolerance_grad=1e-9, tolerance_change=1e-12, line_search_fn="strong_wolfe"
-    )
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        total = mean_loss() + penalty / 2 * (layer.weight**2).sum()
-        total.backward()
-        return total
-
-    with torch.enable_grad():
-        optimizer.step(closure)
-    with torch.no_grad():
-        loss = float(mean_loss())
-    head.float().to(device)
-    head.requires_grad_(False)
-    return loss
-
-
-def grow_trees(head: CaseHead, vectors: np.ndarray, targets: Sequence[Target], weights: np.ndarray, number: int, seed: int) -> None:
-    """Give a fitted head decision trees on the measures: randomized ones, whose mean is what a small number of cases can carry.
-
-    They are grown on noisy copies of the measures, see :func:`noisy_copies`.
-
-    Args:
-        head: Changed in place; its feature means are set.
-        vectors: ``(n, F)``; NaN where a measure does not exist.
-        targets: What is true of each; all known.
-        weights: ``(n,)``.
-        number: Of trees.
-        seed: Of the random splits.
-    """
-    from sklearn.ensemble import ExtraTreesRegressor
-
-    measures = head.measures_of(torch.from_numpy(np.asarray(vectors, dtype=np.float64))).cpu().numpy()
-    truth = tree_targets(head.description.task, _target_tensor(head.description.task, targets)).numpy()
-    # Squared error on indicators of the classes is the Gini impurity, and serves every type of task.
-    forest = ExtraTreesRegressor(number, min_samples_leaf=COPIES_OF_A_LEAF, random_state=seed)
-    forest.fit(noisy_copies(measures, seed), np.tile(truth, (NOISY_COPIES, 1)), sample_weight=np.tile(weights, NOISY_COPIES))
-    head.set_trees(TreeEnsemble.from_scikit_learn(forest).to(head.feature_mean.device))
-
-
-def noisy_copies(measures: np.ndarray, seed: int) -> np.ndarray:
-    """``(NOISY_COPIES * n, F)``: all cases, again and again, with Gaussian noise in proportion to the deviation of each measure."""
-    noise = np.random.default_rng(seed).standard_normal((NOISY_COPIES, *measures.shape))
-    return (measures + NOISE_OF_MEASURES * measures.std(axis=0) * noise).reshape(-1, measures.shape[1])
-
-
-def _target_tensor(task: ClassificationTask, targets: Sequence[Target]) -> Tensor:
-    if task.is_multilabel:
-        return torch.from_numpy(np.stack([np.asarray(target, dtype=np.float32) for target in targets]))
-    return torch.tensor([int(target) for target in targets])
 
 
 # --- on patches

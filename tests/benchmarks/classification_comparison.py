@@ -29,8 +29,8 @@ from nnunetv2.evaluation.classification_metrics import task_report, weighted_sco
 from nnunetv2.inference.case_classification import AGGREGATIONS, aggregate_tiles
 from nnunetv2.inference.morphometry import morphometry
 from nnunetv2.network_architecture.classification_heads import CaseHead, HeadDescription, default_stages
-from nnunetv2.training.head_refit import COPIES_OF_A_LEAF, NOISY_COPIES, fit_case_head, grow_trees, noisy_copies
-from nnunetv2.utilities.label_handling.classification_labels import ClassificationTask
+from nnunetv2.training.case_head_fit import COPIES_OF_A_LEAF, NOISY_COPIES, add_trees, fit_case_head, inner_folds, noisy_copies
+from nnunetv2.utilities.label_handling.classification_labels import CaseLabels, ClassificationTask
 from nnunetv2.utilities.label_handling.classification_table import read_classification_csv, write_classification_csv
 
 Table = dict[str, dict[str, np.ndarray]]  # case -> task -> probabilities (K,)
@@ -61,6 +61,10 @@ class Cases:
     def targets(self, task: str, cases: Sequence[str]) -> list[int]:
         return [self.tasks[task].classes.index(self.labels[case][task]) for case in cases]
 
+    def case_labels(self) -> CaseLabels:
+        targets = {case: {name: task.classes.index(row[name]) for name, task in self.tasks.items()} for case, row in self.labels.items()}
+        return CaseLabels(self.tasks, targets)
+
     def groups_of(self, cases: Sequence[str]) -> list[str]:
         return [self.groups.get(case, case) for case in cases]
 
@@ -79,6 +83,7 @@ class Variant:
     features: bool = True
     measures: bool = True
     trees: int = 200
+    chosen_share: bool = True  # of the trees in the vote; else half
     copies: int = 0
 
 
@@ -86,6 +91,7 @@ OURS = Variant()
 VARIANTS = {
     "ours": OURS,
     "without_trees": replace(OURS, trees=0),
+    "half_vote_of_trees": replace(OURS, chosen_share=False),
     "features_alone": replace(OURS, measures=False),
     "measures_alone": replace(OURS, features=False),
     "pooling_evidence": replace(OURS, pooling="evidence"),
@@ -180,7 +186,10 @@ def _answers(
         weights *= len(weights) / weights.sum()
         fit_case_head(head, vectors, targets, weights, variant.penalty)
         if number_of_measures and variant.trees:
-            grow_trees(head, vectors, targets, weights, variant.trees, SEED)
+            folds = (
+                inner_folds([case for case, _ in views], name, cases.case_labels(), cases.groups or None) if variant.chosen_share else []
+            )
+            add_trees(head, vectors, targets, weights, penalty=variant.penalty, number=variant.trees, seed=SEED, folds=folds)
         with torch.no_grad():
             probabilities = head.case_probabilities(torch.from_numpy(held_out)).numpy().astype(np.float64)
         for case, row in zip(split["val"], probabilities, strict=True):
@@ -204,14 +213,18 @@ def tree_noise(cases: Cases, work: Path, folds: Sequence[int]) -> None:
                 rows = {}
                 for fold in folds:
                     split = cases.splits[fold]
-                    known, held_out = (np.stack([features[fold].arrays(case)["measures"] for case in split[name]]) for name in ("train", "val"))
+                    known, held_out = (
+                        np.stack([features[fold].arrays(case)["measures"] for case in split[name]]) for name in ("train", "val")
+                    )
                     means = np.nan_to_num(np.nanmean(known, axis=0))
                     known, held_out = (np.where(np.isnan(values), means, values) for values in (known, held_out))
                     targets = cases.targets(task.name, split["train"])
                     weights = np.tile(1 / np.bincount(targets)[targets], copies)
                     forest = ExtraTreesRegressor(200, min_samples_leaf=leaf, random_state=seed)
                     forest.fit(
-                        known if copies == 1 else noisy_copies(known, seed), np.tile(np.eye(task.num_classes)[targets], (copies, 1)), weights
+                        known if copies == 1 else noisy_copies(known, seed),
+                        np.tile(np.eye(task.num_classes)[targets], (copies, 1)),
+                        weights,
                     )
                     rows.update(zip(split["val"], forest.predict(held_out), strict=True))
                 found = task_report(task, cases.targets(task.name, list(rows)), list(rows.values()))["scores"]
@@ -235,9 +248,7 @@ def baseline(cases: Cases, data: Path, work: Path, folds: Sequence[int]) -> None
     balanced = {"class_weight": "balanced", "random_state": SEED}
     models = {
         "random_forest": lambda: make_pipeline(SimpleImputer(), RandomForestClassifier(500, **balanced)),
-        "extra_trees": lambda: make_pipeline(
-            SimpleImputer(), ExtraTreesClassifier(500, min_samples_leaf=2, max_features=None, **balanced)
-        ),
+        "extra_trees": lambda: make_pipeline(SimpleImputer(), ExtraTreesClassifier(500, min_samples_leaf=2, max_features=None, **balanced)),
         "logistic": lambda: make_pipeline(SimpleImputer(), StandardScaler(), LogisticRegression(max_iter=5000, **balanced)),
     }
     for name, model in models.items():

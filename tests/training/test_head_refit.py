@@ -18,11 +18,10 @@ from nnunetv2.inference.predict_from_raw_data import ClassificationOptions, nnUN
 from nnunetv2.network_architecture.classification_heads import CaseHead, HeadDescription, class_probabilities, class_shares
 from nnunetv2.network_architecture.joint_network import JointNetwork
 from nnunetv2.run.run_training import run_training
+from nnunetv2.training.case_head_fit import add_trees, fit_case_head, grow_trees, inner_folds
 from nnunetv2.training.head_refit import (
     case_vectors,
-    fit_case_head,
     foreground_structures,
-    grow_trees,
     refit_on_patches,
     unfitted_case_heads,
 )
@@ -277,6 +276,7 @@ def test_trees_vote_beside_the_linear_layer_on_what_it_cannot_tell_apart(task: d
     linear = class_probabilities(head.description.task, head.classify_case(inputs))
     both = head.case_probabilities(inputs)
     assert right(both) > right(linear) + 0.1
+    assert head.tree_share == 0.5
     torch.testing.assert_close(2 * both - linear, class_shares(head.description.task, head.trees(head.measures_of(inputs))))
     if not multilabel:
         torch.testing.assert_close(both.sum(dim=1), torch.ones(len(both)))
@@ -285,6 +285,61 @@ def test_trees_vote_beside_the_linear_layer_on_what_it_cannot_tell_apart(task: d
     copy = CaseHead(HeadDescription.from_dict(head.description.task, head.description.to_dict()), [4])
     copy.load_state_dict(head.state_dict())
     assert torch.equal(copy.case_probabilities(inputs), both)
+
+
+def votes_of_two(share_of_noise: float) -> tuple[CaseHead, np.ndarray, list[int]]:
+    """60 cases whose classes follow the sign of a product, or the features; and a head that is fitted to them."""
+    rng = np.random.default_rng(7)
+    vectors = rng.normal(size=(60, 11))
+    by_trees = (vectors[:, 8] * vectors[:, 9] > 0).astype(int)
+    by_line = (vectors[:, 0] + vectors[:, 1] > 0).astype(int)
+    targets = list(np.where(rng.uniform(size=60) < share_of_noise, by_line, by_trees))
+    head = case_head(classes=["a", "b"])
+    fit_case_head(head, vectors, targets, np.ones(60), 0.01)
+    return head, vectors, targets
+
+
+def folds_of(targets: list[int], groups: dict[str, str] | None = None, views: int = 1) -> list[tuple[list[int], list[int]]]:
+    names = [f"case_{i}" for i in range(len(targets))]
+    labels = CaseLabels(
+        {"subtype": ClassificationTask.from_dict("subtype", {"classes": ["a", "b"]})},
+        {name: {"subtype": target} for name, target in zip(names, targets, strict=True)},
+    )
+    return inner_folds(names * views, "subtype", labels, groups)
+
+
+@pytest.mark.parametrize(("share_of_noise", "low", "high"), [(0.0, 0.8, 1.0), (1.0, 0.0, 0.3)])
+def test_who_answers_unseen_cases_better_has_more_of_the_vote(share_of_noise: float, low: float, high: float) -> None:
+    head, vectors, targets = votes_of_two(share_of_noise)
+    options = {"penalty": 0.01, "number": 30, "seed": 0}
+    share = add_trees(head, vectors, targets, np.ones(60), folds=folds_of(targets), **options)
+    assert low < share < high
+    inputs = torch.from_numpy(vectors).float()
+    linear = class_probabilities(head.description.task, head.classify_case(inputs))
+    trees = head.trees(head.measures_of(inputs))
+    torch.testing.assert_close(head.case_probabilities(inputs), share * trees + (1 - share) * linear)
+    # nothing else of the head is different: its linear layer has seen all cases
+    again, _, _ = votes_of_two(share_of_noise)
+    assert same(dict(again.output.state_dict()), dict(head.output.state_dict()))
+    # without cases to choose by
+    assert add_trees(again, vectors, targets, np.ones(60), folds=[], **options) == 0.5
+
+
+def test_inner_folds_keep_groups_and_views_together_and_hold_out_every_case_once() -> None:
+    targets = [0, 0, 1, 1] * 5
+    groups = {f"case_{i}": f"patient_{i // 2}" for i in range(20)}
+    folds = folds_of(targets, groups, views=2)
+    assert len(folds) == 5
+    assert sorted(row for _, held_out in folds for row in held_out) == list(range(40))
+    for training, held_out in folds:
+        assert sorted(training + held_out) == list(range(40))
+        assert not {row % 20 // 2 for row in training} & {row % 20 // 2 for row in held_out}
+        assert {targets[row % 20] for row in held_out} == {0, 1}
+
+
+@pytest.mark.parametrize("targets", [[0] * 9 + [1], [0, 1], [0]])
+def test_without_two_groups_of_every_class_there_are_no_inner_folds(targets: list[int]) -> None:
+    assert folds_of(targets) == []
 
 
 def test_nothing_of_a_fit_depends_on_the_random_numbers_drawn_before() -> None:
@@ -365,9 +420,7 @@ def test_a_refit_on_patches_has_the_optimizer_settings_of_the_trainer(tiny_train
     assert seen == {"lr": 0.02, "weight_decay": 0.03}
 
 
-def test_a_task_without_a_labelled_training_case_stops_before_the_training(
-    tiny_training: Folders, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_task_without_a_labelled_training_case_stops_before_the_training(tiny_training: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make_trainer(nnUNetTrainerMultitask, tiny_training["preprocessed"])
     labels = trainer.case_labels()
     first, *others = labels.tasks
