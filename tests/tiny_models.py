@@ -23,7 +23,7 @@ from nnunetv2.network_architecture.classification_heads import (
 )
 from nnunetv2.network_architecture.joint_network import with_classification_heads
 from nnunetv2.network_architecture.predicted_evidence import PredictedEvidence
-from nnunetv2.training.head_refit import grow_trees
+from nnunetv2.training.case_head_fit import grow_trees
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.label_handling.classification_labels import ClassificationTask, classification_tasks
 from nnunetv2.utilities.label_handling.label_handling import LabelManager

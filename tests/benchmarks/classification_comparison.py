@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from classification_evidence import CONFIGURATION, PLANS, SEED, SETS, TABLES, TRAINERS, feature_folder
+from classification_evidence import CONFIGURATION, PATCHES, PLANS, SEED, SETS, TABLES, TRAINERS, feature_folder
 
 from nnunetv2.evaluation.bootstrap import bootstrap_intervals, percentile_interval, resampling_weights
 from nnunetv2.evaluation.calibration_fit import fit_calibration
@@ -36,7 +36,14 @@ from nnunetv2.utilities.label_handling.classification_table import read_classifi
 Table = dict[str, dict[str, np.ndarray]]  # case -> task -> probabilities (K,)
 METRICS = ("macro_f1", "balanced_accuracy", "auroc", "log_loss", "ece")
 BASELINES = ("random_forest", "extra_trees", "logistic")
-PAIRS = (("ours", "common"), ("ours", "joint"), *(("ours", baseline) for baseline in BASELINES), ("joint", "common"))
+PAIRS = (
+    ("ours", "common"),
+    ("ours", "joint"),
+    ("ours", PATCHES),
+    *(("ours", baseline) for baseline in BASELINES),
+    ("ours", "half_vote_of_trees"),
+    ("joint", "common"),
+)
 
 
 @dataclass(frozen=True)
@@ -309,12 +316,12 @@ def _keep(cases: Cases, name: str, table: Table) -> None:
 def read_tables(cases: Cases) -> dict[str, Table]:
     """All class tables of a set by method; those of trained methods are pooled over the folds."""
     tables = {path.stem: read_classification_csv(path, cases.tasks) for path in sorted((TABLES / cases.key).glob("*.csv"))}
-    for method in TRAINERS:
+    for method in (*TRAINERS, PATCHES):
         trained: Table = {}
         for path in sorted((TABLES / cases.key / method).glob("fold_*/classification.csv")):
             trained.update(read_classification_csv(path, cases.tasks))
         if trained:
-            tables["common" if method == "common" else f"joint_of_{method}"] = trained
+            tables[method if method in ("common", PATCHES) else f"joint_of_{method}"] = trained
     return tables
 
 

@@ -36,6 +36,7 @@ TRAINERS = {
     "weight_0.1": "nnUNetTrainerWeight01",
     "all_stages": "nnUNetTrainerAllStages",
 }
+PATCHES = "refit_on_patches"
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,29 @@ def train(key: str, work: Path, method: str, fold: int) -> None:
     if (validation / "classification.csv").exists():
         shutil.copy(validation / "classification.csv", kept / "classification.csv")
     write_dice(validation / "summary.json", kept / "dice.csv")
+
+
+def refit_on_patches(key: str, work: Path, fold: int) -> None:
+    """Heads refitted on patches in a copy of a finished training of ``ours``; their answers are kept. Nothing if they are."""
+    chosen, kept = SETS[key], TABLES / key / PATCHES / f"fold_{fold}"
+    if (kept / "classification.csv").exists():
+        return
+    model = Path(chosen.folder, f"{TRAINERS['ours']}__{PLANS}__{CONFIGURATION}")
+    source, copied = work / "nnUNet_results" / model, work / PATCHES / "nnUNet_results" / model
+    shutil.rmtree(copied / f"fold_{fold}", ignore_errors=True)
+    copied.mkdir(parents=True, exist_ok=True)
+    for file in source.glob("*.json"):
+        shutil.copy(file, copied)
+    shutil.copytree(source / f"fold_{fold}", copied / f"fold_{fold}", ignore=shutil.ignore_patterns("validation"))
+    for name in ("nnUNet_raw", "nnUNet_preprocessed"):
+        if not (work / PATCHES / name).exists():
+            (work / PATCHES / name).symlink_to((work / name).resolve())
+    run(
+        work / PATCHES, "nnUNetv2_train", chosen.number, CONFIGURATION, fold, "-tr", TRAINERS["ours"], "-p", PLANS, "-device", "cpu",
+        "--epochs", EPOCHS, "--iterations_per_epoch", ITERATIONS, "--seed", SEED, "--refit_heads", "--head_refit", "patches",
+    )  # fmt: skip
+    kept.mkdir(parents=True, exist_ok=True)
+    shutil.copy(copied / f"fold_{fold}" / "validation" / "classification.csv", kept / "classification.csv")
 
 
 def write_dice(summary_file: Path, table: Path) -> None:
@@ -253,7 +277,7 @@ def main() -> None:
     command = commands.add_parser("train", help="one method on one fold")
     command.add_argument("set", choices=SETS)
     command.add_argument("work", type=Path)
-    command.add_argument("--method", choices=TRAINERS, required=True)
+    command.add_argument("--method", choices=(*TRAINERS, PATCHES), required=True)
     command.add_argument("--fold", type=int, required=True)
     command = commands.add_parser("extract", help="features of the encoder of one fold")
     command.add_argument("set", choices=SETS)
@@ -264,6 +288,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.command == "prepare":
         prepare(SETS[arguments.set], arguments.data / arguments.set, arguments.work.resolve())
+    elif arguments.command == "train" and arguments.method == PATCHES:
+        refit_on_patches(arguments.set, arguments.work.resolve(), arguments.fold)
     elif arguments.command == "train":
         train(arguments.set, arguments.work.resolve(), arguments.method, arguments.fold)
     else:
