@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 from batchgenerators.augmentations.utils import resize_segmentation
 
+from nnunetv2.preprocessing.resampling import label_resampling
 from nnunetv2.preprocessing.resampling.label_resampling import resize_labels
+
+
+@pytest.fixture(params=["numpy", "numba"])
+def arithmetic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What computes: machine code takes large volumes otherwise."""
+    if request.param == "numba":
+        pytest.importorskip("numba")
+        monkeypatch.setattr(label_resampling, "SMALLEST_COMPILED", 0)
+        assert label_resampling.compiled_kernel() is not None
+    return request.param
 
 
 def blocks_of_labels(shape: tuple[int, ...], labels: list[int], edge: int, seed: int) -> np.ndarray:
@@ -16,6 +27,7 @@ def blocks_of_labels(shape: tuple[int, ...], labels: list[int], edge: int, seed:
     return fine[tuple(slice(n) for n in shape)]
 
 
+@pytest.mark.usefixtures("arithmetic")
 @pytest.mark.parametrize("labels", [[0, 1], [-1, 0, 1, 2], list(range(30)), [0, 300, 40000]])
 @pytest.mark.parametrize("new_shape", [(24, 28, 20), (12, 14, 10), (6, 7, 5), (18, 9, 25), (12, 29, 10), (1, 1, 1)])
 @pytest.mark.parametrize("edge", [1, 3])
@@ -35,16 +47,19 @@ def test_keeps_the_dtype(dtype: type) -> None:
     np.testing.assert_array_equal(result, resize_segmentation(seg, (8, 9, 7), 1))
 
 
+@pytest.mark.usefixtures("arithmetic")
 def test_ties_go_to_the_nearest_label() -> None:
     seg = np.array([[0, 0, 1, 1], [0, 2, 1, 1], [2, 2, -1, 1]])[None]
     np.testing.assert_array_equal(resize_labels(seg, (1, 6, 8), 1), np.kron(seg, np.ones((1, 2, 2))))
 
 
+@pytest.mark.usefixtures("arithmetic")
 def test_a_tie_without_the_nearest_label_goes_to_the_smallest() -> None:
     seg = np.array([3, 1, 1, 1, 2, 2, 2, 3]).reshape(2, 2, 2)
     assert resize_labels(seg, (1, 1, 1), 1) == 1
 
 
+@pytest.mark.usefixtures("arithmetic")
 def test_slices_do_not_mix_when_the_first_axis_stays() -> None:
     seg = blocks_of_labels((4, 9, 11), [0, 1, 2, 5], 2, seed=5)
     result = resize_labels(seg, (4, 13, 17), 1)

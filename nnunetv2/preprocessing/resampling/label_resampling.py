@@ -7,7 +7,10 @@ is nothing to compute.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import logging
+import math
+from collections.abc import Callable, Sequence
 from itertools import product
 
 import numpy as np
@@ -16,6 +19,8 @@ from nnunetv2.preprocessing.resampling.interpolation_operators import linear_tap
 
 # Voxels handled at a time; their eight labels and scores then stay in the cache.
 VOXELS_PER_CHUNK = 32768
+# Output voxels from which machine code pays off, which takes half a second to load.
+SMALLEST_COMPILED = 2**20
 INT16 = np.iinfo(np.int16)
 
 
@@ -39,6 +44,9 @@ def resize_labels(labels: np.ndarray, new_shape: Sequence[int], order: int) -> n
     mixed_code = np.iinfo(codes.dtype).min
     if codes.size and codes.min() == codes.max():
         return np.full(new_shape, codes.flat[0], dtype=labels.dtype)
+    kernel = compiled_kernel() if codes.dtype == np.int16 and math.prod(new_shape) >= SMALLEST_COMPILED else None
+    if kernel is not None:
+        return _resize_compiled(kernel, codes, new_shape).astype(labels.dtype, copy=False)
     axes = [_AxisTaps(old, new, step) for old, new, step in zip(codes.shape, new_shape, _steps(codes.shape), strict=True)]
     cells = np.where(_cells_with_several_labels(codes, [axis for axis in range(3) if axes[axis].interpolated]), mixed_code, codes)
     result = _take_along_all_axes(cells, [axis.lower for axis in axes])
@@ -53,6 +61,32 @@ def resize_labels(labels: np.ndarray, new_shape: Sequence[int], order: int) -> n
 def take_nearest(labels: np.ndarray, new_shape: Sequence[int]) -> np.ndarray:
     """Resize ``(X, Y, Z)`` by taking the nearest voxel; exact halves go to the higher index."""
     return _take_along_all_axes(labels, [nearest_indices(old, new) for old, new in zip(labels.shape, new_shape, strict=True)])
+
+
+@functools.cache
+def compiled_kernel() -> Callable[..., None] | None:
+    """The machine code; None where numba is not installed or cannot keep it. The first call on a machine takes some seconds."""
+    try:
+        from nnunetv2.preprocessing.resampling.compiled_labels import resize
+    except Exception as error:  # numba raises whatever its installation, numpy's version or the file system make of it
+        logging.getLogger(__name__).info("Resampling of labels without numba: %s: %s", type(error).__name__, error)
+        return None
+    return resize
+
+
+def _resize_compiled(kernel: Callable[..., None], codes: np.ndarray, new_shape: Sequence[int]) -> np.ndarray:
+    """:func:`resize_labels` of order 1 by :func:`compiled_labels.resize`."""
+    taps = np.zeros((9, max(new_shape)), dtype=np.int64)
+    weights = np.ones((6, max(new_shape)))  # an axis that keeps its size has the factor 1
+    interpolated = np.array([old != new for old, new in zip(codes.shape, new_shape, strict=True)], dtype=np.int64)
+    for axis, (old, new) in enumerate(zip(codes.shape, new_shape, strict=True)):
+        lower, lower_weight, upper_weight = linear_taps(old, new)
+        taps[3 * axis : 3 * axis + 3, :new] = lower, np.minimum(lower + 1, old - 1), nearest_indices(old, new)
+        if old != new:
+            weights[2 * axis : 2 * axis + 2, :new] = lower_weight, upper_weight
+    out = np.empty(tuple(new_shape), dtype=np.int16)
+    kernel(codes, taps, weights, interpolated, out)
+    return out
 
 
 class _AxisTaps:
