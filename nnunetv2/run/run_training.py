@@ -120,8 +120,7 @@ def slow_torch_warning(device: torch.device) -> str:
     if device.type != "cuda" or not torch.__version__.startswith(SLOW_TORCH):
         return ""
     return (
-        f"WARNING: torch {torch.__version__} is known to train 3D networks slowly in mixed precision. "
-        "Install another release, such as 2.8."
+        f"WARNING: torch {torch.__version__} is known to train 3D networks slowly in mixed precision. Install another release, such as 2.8."
     )
 
 
@@ -223,7 +222,9 @@ def maybe_load_checkpoint(
         CheckpointError: If there are checkpoints to continue from, but none that can be read.
     """
     if continue_training and pretrained_weights_file is not None:
-        raise RuntimeError("Continuing a training and starting from pretrained weights exclude each other. Leave out --c or -pretrained_weights.")
+        raise RuntimeError(
+            "Continuing a training and starting from pretrained weights exclude each other. Leave out --c or -pretrained_weights."
+        )
     if continue_training:
         path, checkpoint = newest_checkpoint(nnunet_trainer.output_folder, nnunet_trainer.print_to_log_file)
         if checkpoint is None:
