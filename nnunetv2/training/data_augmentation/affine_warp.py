@@ -3,13 +3,17 @@
 The results are those of ``torch.nn.functional.grid_sample``, bit by bit: linear interpolation of the image, and for the labels a vote among the
 neighbours of a sample point, weighted as in the interpolation. The sample points are made a few planes at a time and forgotten; a grid of all of
 them is three times as large as the patch.
+
+Where numba is installed, machine code does it (:mod:`compiled_warp`), otherwise torch.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -37,6 +41,15 @@ class AffineGrid:
         # Each coordinate is a sum of one term per patch axis. Order and precision of the sums are those of the matrix product
         # that makes the whole grid.
         self._terms = [[matrix[axis, other] * offset for other, offset in enumerate(offsets)] for axis in range(len(self.shape))]
+
+    def terms(self) -> np.ndarray:
+        """What each voxel of a patch axis adds to a coordinate, ``(3, 3, longest patch axis)``; in 2D the first axis is one of a single plane."""
+        added = 3 - len(self.shape)
+        terms = np.zeros((3, 3, max(self.patch_size)), dtype=np.float32)
+        for axis, of_axis in enumerate(self._terms):
+            for other, term in enumerate(of_axis):
+                terms[axis + added, other + added, : len(term)] = term
+        return terms
 
     def coordinate(self, axis: int, *index: torch.Tensor) -> torch.Tensor:
         """Coordinates of points along a volume axis, from -1 to 1, for indices into the patch, one tensor per patch axis."""
@@ -87,6 +100,43 @@ def warp(
         ``(C, *patch)``, 0 beyond the border, and ``(K, *patch)``: by channel the label with the largest interpolation weight; among equals
         the one of the nearest voxel, otherwise the smallest. Same dtypes.
     """
+    kernel = compiled_kernel()
+    if kernel is not None and len(grid.shape) == 3 and (labels is None or labels.dtype == torch.int16):
+        return _warp_compiled(kernel, image, labels, grid, outside)
+    return _warp_with_torch(image, labels, grid, outside)
+
+
+@functools.cache
+def compiled_kernel() -> Callable[..., None] | None:
+    """The machine code; None where numba is not installed or cannot keep it. The first call on a machine takes some seconds."""
+    try:
+        from nnunetv2.training.data_augmentation.compiled_warp import warp_rows
+    except Exception as error:  # numba raises whatever its installation, numpy's version or the file system make of it
+        logging.getLogger(__name__).info("Augmentation without numba: %s: %s", type(error).__name__, error)
+        return None
+    return warp_rows
+
+
+def _warp_compiled(
+    kernel: Callable[..., None], image: torch.Tensor | None, labels: torch.Tensor | None, grid: AffineGrid, outside: int | None
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """:func:`warp` by :func:`compiled_warp.warp_rows`."""
+    is_2d = len(grid.shape) == 2
+    leading = (1,) if is_2d else ()
+    arguments, results = [], []
+    for tensor, dtype in ((image, torch.float32), (labels, torch.int16)):
+        source = torch.empty((0, *grid.shape), dtype=dtype) if tensor is None else tensor.contiguous()
+        results.append(torch.empty((len(source), *grid.patch_size), dtype=dtype))
+        arguments.append([x.numpy().reshape(len(source), *leading, *x.shape[1:]) for x in (source, results[-1])])
+    (source_image, target_image), (source_labels, target_labels) = arguments
+    kernel(source_image, source_labels, grid.terms(), target_image, target_labels, outside or 0, outside is not None, is_2d)
+    return None if image is None else results[0], None if labels is None else results[1]
+
+
+def _warp_with_torch(
+    image: torch.Tensor | None, labels: torch.Tensor | None, grid: AffineGrid, outside: int | None
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """:func:`warp` by ``grid_sample``."""
     box = (slice(None), *grid.sampled_box())
     num_images = 0 if image is None else image.shape[0]
     num_labels = 0 if labels is None else labels.shape[0]
