@@ -1,23 +1,27 @@
 """From logits on the network's grid back to the image: undo resampling, cropping and the order of axes, and write the files.
 
-Logits are interpolated and then turned into labels, not the other way round, because that is more precise. Where nothing but the
-labels is wanted this happens channel by channel, with the best value so far kept: the result is the same, and memory no longer
-grows with the number of classes. Everything here is numpy, so that it can run beside the network or without torch.
+Logits are interpolated and then turned into labels, not the other way round, because that is more precise. ``blockwise_export`` does
+this block by block, so that memory does not grow with the number of classes. Resampling that does not work in blocks (cubic splines,
+torch, a user's own function) goes channel by channel where each is treated by itself, else with all channels at once.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nnunetv2.configuration import default_num_processes
-from nnunetv2.utilities.file_io import atomic_path, load_json, save_pickle
+from nnunetv2.inference.blockwise_export import BlockwiseProbabilities, fill_labels, index_of_largest
+from nnunetv2.inference.prediction_files import write_probability_file
+from nnunetv2.preprocessing.resampling.blockwise_resampling import BlockwiseResampling, blockwise_resampling
+from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg_to_shape
+from nnunetv2.utilities.file_io import load_json, save_pickle
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
-from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from nnunetv2.utilities.label_handling.label_handling import REGION_THRESHOLD, LabelManager
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +29,6 @@ if TYPE_CHECKING:
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 LARGEST_UINT8_COUNT = 255  # this many foreground labels or more need uint16
-REGION_THRESHOLD = 0.5
 
 
 def convert_predicted_logits_to_segmentation_with_correct_shape(
@@ -52,25 +55,29 @@ def convert_predicted_logits_to_segmentation_with_correct_shape(
         The segmentation ``(X, Y, Z)``, uint8 or uint16, in the axis order of the reader; with probabilities a tuple of both.
     """
     logits = _as_array(predicted_logits)
-    resample = _resampler(logits.shape[1:], plans_manager, configuration_manager, properties_dict)
-    probabilities = None
-    if return_probabilities:
-        probabilities = _as_array(label_manager.apply_inference_nonlin(resample(logits)))
-        if _is_standard(label_manager) and not label_manager.has_regions:
-            segmentation = _index_of_largest(iter(probabilities), _label_dtype(label_manager))
-        else:
-            segmentation = _as_array(label_manager.convert_probabilities_to_segmentation(probabilities))
-    elif _works_by_channel(label_manager, configuration_manager):
-        segmentation = _segmentation_by_channel(logits, resample, label_manager)
-    else:
-        segmentation = _as_array(label_manager.convert_logits_to_segmentation(resample(logits)))
-
+    segmentation, inside = _empty_segmentation(label_manager, properties_dict)
     bbox, original_shape = properties_dict["bbox_used_for_cropping"], properties_dict["shape_before_cropping"]
-    segmentation = _undo_crop(segmentation, bbox, original_shape, label_manager).transpose(plans_manager.transpose_backward)
-    if probabilities is None:
-        return segmentation
-    probabilities = _as_array(label_manager.revert_cropping_on_probabilities(probabilities, bbox, original_shape))
-    return segmentation, probabilities.transpose([0, *(axis + 1 for axis in plans_manager.transpose_backward)])
+    backward = plans_manager.transpose_backward
+    blockwise = _blockwise(logits, plans_manager, configuration_manager, label_manager, properties_dict)
+    resample = _resampler(logits.shape[1:], plans_manager, configuration_manager, properties_dict)
+    if return_probabilities:
+        if blockwise is not None and _is_finite(logits):
+            probabilities = np.zeros((len(logits), *original_shape), dtype=np.float32)
+            if not label_manager.has_regions:
+                probabilities[0] = 1
+            BlockwiseProbabilities(logits, blockwise, label_manager, inside).fill(probabilities[(slice(None), *_box(bbox))])
+        else:
+            probabilities = _as_array(label_manager.apply_inference_nonlin(resample(logits)))
+            inside[...] = _as_array(label_manager.convert_probabilities_to_segmentation(probabilities))
+            probabilities = _as_array(label_manager.revert_cropping_on_probabilities(probabilities, bbox, original_shape))
+        return segmentation.transpose(backward), probabilities.transpose([0, *(axis + 1 for axis in backward)])
+    if blockwise is not None and fill_labels(logits, blockwise, label_manager, inside):
+        return segmentation.transpose(backward)
+    if _works_by_channel(label_manager, configuration_manager):
+        inside[...] = _segmentation_by_channel(logits, resample, label_manager)
+    else:
+        inside[...] = _as_array(label_manager.convert_logits_to_segmentation(resample(logits)))
+    return segmentation.transpose(backward)
 
 
 def values_on_original_grid(
@@ -124,24 +131,66 @@ def export_prediction_from_logits(
     if isinstance(predicted_array_or_file, (str, os.PathLike)):
         predicted_array_or_file = np.load(predicted_array_or_file, allow_pickle=False)
     dataset_json = dataset_json_dict_or_file if isinstance(dataset_json_dict_or_file, Mapping) else load_json(dataset_json_dict_or_file)
-    result = convert_predicted_logits_to_segmentation_with_correct_shape(
-        predicted_array_or_file,
-        plans_manager,
-        configuration_manager,
-        plans_manager.get_label_manager(dataset_json),
-        properties_dict,
-        return_probabilities=save_probabilities,
-    )
+    label_manager = plans_manager.get_label_manager(dataset_json)
+    grid = (plans_manager, configuration_manager, label_manager, properties_dict)
     if save_probabilities:
-        segmentation, probabilities = result
         classes = {f"classification_{task}": np.asarray(values, dtype=np.float32) for task, values in (classification or {}).items()}
-        with atomic_path(output_file_truncated + ".npz") as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(file, probabilities=probabilities, **classes)
+        segmentation = _write_probabilities(_as_array(predicted_array_or_file), *grid, output_file_truncated + ".npz", classes)
         save_pickle(properties_dict, output_file_truncated + ".pkl")
     else:
-        segmentation = result
+        segmentation = convert_predicted_logits_to_segmentation_with_correct_shape(predicted_array_or_file, *grid)
     writer = plans_manager.image_reader_writer_class()
     writer.write_seg(segmentation, output_file_truncated + dataset_json["file_ending"], properties_dict)
+
+
+def _write_probabilities(
+    logits: np.ndarray,
+    plans_manager: PlansManager,
+    configuration_manager: ConfigurationManager,
+    label_manager: LabelManager,
+    properties: dict,
+    file: str,
+    classes: Mapping[str, np.ndarray],
+) -> np.ndarray:
+    """Write ``probabilities`` and the classes into an ``.npz``, channel by channel where that is possible; returns the segmentation."""
+    blockwise = _blockwise(logits, plans_manager, configuration_manager, label_manager, properties)
+    if blockwise is None or not _is_finite(logits):
+        segmentation, probabilities = convert_predicted_logits_to_segmentation_with_correct_shape(
+            logits, plans_manager, configuration_manager, label_manager, properties, return_probabilities=True
+        )
+        write_probability_file(file, probabilities.shape, probabilities, classes)
+        return segmentation
+    segmentation, inside = _empty_segmentation(label_manager, properties)
+    cropped = BlockwiseProbabilities(logits, blockwise, label_manager, inside).channels()
+    channels = (
+        _on_original_grid(values, 1 if index == 0 and not label_manager.has_regions else 0, plans_manager, properties)
+        for index, values in enumerate(cropped)
+    )
+    segmentation = segmentation.transpose(plans_manager.transpose_backward)
+    write_probability_file(file, (len(logits), *segmentation.shape), channels, classes)
+    return segmentation
+
+
+def _on_original_grid(values: np.ndarray, outside: float, plans_manager: PlansManager, properties: dict) -> np.ndarray:
+    """One channel of the cropped image, in the image and in the axis order of the reader."""
+    result = np.full(tuple(properties["shape_before_cropping"]), outside, dtype=values.dtype)
+    result[_box(properties["bbox_used_for_cropping"])] = values
+    return result.transpose(plans_manager.transpose_backward)
+
+
+def _empty_segmentation(label_manager: LabelManager, properties: dict) -> tuple[np.ndarray, np.ndarray]:
+    """Background everywhere, in the network's order of axes, and the box of it that was predicted."""
+    segmentation = np.zeros(tuple(properties["shape_before_cropping"]), dtype=_label_dtype(label_manager))
+    return segmentation, segmentation[_box(properties["bbox_used_for_cropping"])]
+
+
+def _box(bbox: Sequence[Sequence[int]]) -> tuple[slice, ...]:
+    return tuple(slice(start, stop) for start, stop in bbox)
+
+
+def _is_finite(logits: np.ndarray) -> bool:
+    """Whether all are numbers; by channel, without a mask as large as the logits."""
+    return all(bool(np.isfinite(channel).all()) for channel in logits)
 
 
 def resample_and_save(
@@ -191,16 +240,45 @@ def _resampler(
     shape: tuple[int, ...], plans_manager: PlansManager, configuration_manager: ConfigurationManager, properties: dict
 ) -> Callable[[np.ndarray], np.ndarray]:
     """A function from channels on the network's grid to channels on the grid of the cropped image."""
-    original_spacing = [properties["spacing"][axis] for axis in plans_manager.transpose_forward]
-    spacing = [*configuration_manager.spacing]
-    if len(spacing) != len(shape):  # 2D configurations leave the distance of the slices as it is
-        spacing = [original_spacing[0], *spacing]
-    target_shape = properties["shape_after_cropping_and_before_resampling"]
+    target_shape, spacing, original_spacing = _grids(shape, plans_manager, configuration_manager, properties)
 
     def resample(channels: np.ndarray) -> np.ndarray:
         return _as_array(configuration_manager.resampling_fn_probabilities(channels, target_shape, spacing, original_spacing))
 
     return resample
+
+
+def _grids(
+    shape: tuple[int, ...], plans_manager: PlansManager, configuration_manager: ConfigurationManager, properties: dict
+) -> tuple[tuple[int, ...], list[float], list[float]]:
+    """Shape of the cropped image, spacing of the network's grid and of the image's, all in the network's order of axes."""
+    original_spacing = [properties["spacing"][axis] for axis in plans_manager.transpose_forward]
+    spacing = [*configuration_manager.spacing]
+    if len(spacing) != len(shape):  # 2D configurations leave the distance of the slices as it is
+        spacing = [original_spacing[0], *spacing]
+    return properties["shape_after_cropping_and_before_resampling"], spacing, original_spacing
+
+
+def _blockwise(
+    logits: np.ndarray,
+    plans_manager: PlansManager,
+    configuration_manager: ConfigurationManager,
+    label_manager: LabelManager,
+    properties: dict,
+) -> BlockwiseResampling | None:
+    """The resampling of logits to the cropped image in blocks; None where resampling or labels are not of the kind that can do so."""
+    function = configuration_manager.resampling_fn_probabilities
+    if (
+        getattr(function, "func", None) is not resample_data_or_seg_to_shape
+        or function.args
+        or logits.dtype not in (np.float16, np.float32)
+    ):
+        return None
+    if not _is_standard(label_manager):
+        return None
+    _check_number_of_heads(logits, label_manager)
+    grids = _grids(logits.shape[1:], plans_manager, configuration_manager, properties)
+    return blockwise_resampling(logits.shape[1:], *grids, **function.keywords)
 
 
 def _works_by_channel(label_manager: LabelManager, configuration_manager: ConfigurationManager) -> bool:
@@ -212,7 +290,12 @@ def _works_by_channel(label_manager: LabelManager, configuration_manager: Config
 
 def _is_standard(label_manager: LabelManager) -> bool:
     """Whether labels are decided by the package's own rules: the largest channel, or regions painted over each other."""
-    own_rules = ("convert_logits_to_segmentation", "convert_probabilities_to_segmentation", "apply_inference_nonlin")
+    own_rules = (
+        "convert_logits_to_segmentation",
+        "convert_probabilities_to_segmentation",
+        "apply_inference_nonlin",
+        "revert_cropping_on_probabilities",
+    )
     standard_nonlinearity = LabelManager(label_manager.label_dict, label_manager.regions_class_order).inference_nonlin
     return label_manager.inference_nonlin is standard_nonlinearity and all(
         getattr(type(label_manager), name) is getattr(LabelManager, name) for name in own_rules
@@ -221,25 +304,17 @@ def _is_standard(label_manager: LabelManager) -> bool:
 
 def _segmentation_by_channel(logits: np.ndarray, resample: Callable[[np.ndarray], np.ndarray], label_manager: LabelManager) -> np.ndarray:
     """Labels of resampled logits, with one resampled channel in memory at a time."""
-    if len(logits) != label_manager.num_segmentation_heads:
-        raise ValueError(f"The network has {len(logits)} outputs, but the labels need {label_manager.num_segmentation_heads}.")
+    _check_number_of_heads(logits, label_manager)
     channels = (resample(logits[index : index + 1])[0] for index in range(len(logits)))
     if label_manager.has_regions:
         return _labels_of_regions(channels, label_manager)
-    return _index_of_largest(channels, _label_dtype(label_manager))
+    return index_of_largest(enumerate(channels), _label_dtype(label_manager))
 
 
-def _index_of_largest(channels: Iterator[np.ndarray], dtype: type[np.unsignedinteger]) -> np.ndarray:
-    """Like ``argmax`` over the channels: of equal values the first wins."""
-    best = np.array(next(channels), dtype=np.float32)
-    labels = np.zeros(best.shape, dtype=dtype)
-    for index, channel in enumerate(channels, start=1):
-        # By plane, which stays in the processor's cache; in float32, because numpy compares float16 slowly.
-        for plane, best_plane, labels_plane in zip(channel, best, labels, strict=True):
-            plane = plane.astype(np.float32, copy=False)
-            np.copyto(labels_plane, dtype(index), where=plane > best_plane)
-            np.maximum(best_plane, plane, out=best_plane)
-    return labels
+def _check_number_of_heads(logits: np.ndarray, label_manager: LabelManager) -> None:
+    """Raise ValueError if the logits are not those of the labels."""
+    if len(logits) != label_manager.num_segmentation_heads:
+        raise ValueError(f"The network has {len(logits)} outputs, but the labels need {label_manager.num_segmentation_heads}.")
 
 
 def _labels_of_regions(channels: Iterator[np.ndarray], label_manager: LabelManager) -> np.ndarray:
@@ -252,13 +327,6 @@ def _labels_of_regions(channels: Iterator[np.ndarray], label_manager: LabelManag
         labels[probability > REGION_THRESHOLD] = label
     assert labels is not None
     return labels
-
-
-def _undo_crop(segmentation: np.ndarray, bbox: list[list[int]], original_shape: tuple[int, ...], label_manager: LabelManager) -> np.ndarray:
-    """Background everywhere outside the box that was predicted."""
-    result = np.zeros(tuple(original_shape), dtype=_label_dtype(label_manager))
-    result[tuple(slice(start, stop) for start, stop in bbox)] = segmentation
-    return result
 
 
 def _label_dtype(label_manager: LabelManager) -> type[np.unsignedinteger]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.nifti_file import check_nifti_is_complete
 from nnunetv2.inference.data_iterators import case_identifier
-from nnunetv2.utilities.file_io import load_properties
+from nnunetv2.utilities.file_io import atomic_path, load_properties
 from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
 
 FILES_SHOWN = 5
@@ -104,6 +104,28 @@ def is_complete(output_file_truncated: str, file_ending: str, reader_writer: Bas
             print(f"{file} is there but cannot be read ({type(error).__name__}); its case is predicted again.")
             return False
     return True
+
+
+def write_probability_file(
+    file: str | os.PathLike, shape: Sequence[int], channels: Iterable[np.ndarray], classes: Mapping[str, np.ndarray]
+) -> None:
+    """Write what ``numpy.savez_compressed`` would, with one channel of the probabilities in memory at a time.
+
+    Args:
+        file: The ``.npz``.
+        shape: Of all probabilities, ``(heads, X, Y, Z)``.
+        channels: Float32 ``(X, Y, Z)``, as many as the shape says.
+        classes: Further arrays by name.
+    """
+    with atomic_path(file) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open("probabilities.npy", "w", force_zip64=True) as entry:
+            header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False, "shape": tuple(map(int, shape))}
+            np.lib.format.write_array_header_1_0(entry, header)
+            for channel in channels:
+                entry.write(np.ascontiguousarray(channel, dtype=np.float32).data.cast("B"))
+        for name, values in classes.items():
+            with archive.open(f"{name}.npy", "w") as entry:
+                np.lib.format.write_array(entry, values, allow_pickle=False)
 
 
 def is_complete_nifti(file: str) -> bool:

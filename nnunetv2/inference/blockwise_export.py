@@ -1,0 +1,185 @@
+"""From logits on the network's grid to labels and probabilities on the image's, one block of the image at a time.
+
+Logits are interpolated first and then compared, which is more precise than the other way round, but never more of them than one block.
+A channel whose logits around a block are all below the smallest of another cannot win there and is not interpolated: interpolated values
+lie between their neighbours. What remains is exact, voxel by voxel the same as with all channels at once.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from nnunetv2.preprocessing.resampling.blockwise_resampling import AxisBlock, BlockwiseResampling
+from nnunetv2.utilities.label_handling.label_handling import REGION_THRESHOLD, LabelManager
+
+# Sigmoid, also in float32: not above 0.5 for a logit of 0, and well above it for a logit of 1.
+SURELY_OUTSIDE, SURELY_INSIDE = 0.0, 1.0
+
+
+class BlockwiseLabels:
+    """Fills a label map row by row, a row being all blocks with the same part of the first axis.
+
+    Args:
+        resampling: From the network's grid to the image's.
+        label_manager: One that decides by the package's own rules.
+        out: Unsigned integers of the resampling's new shape, to be filled.
+    """
+
+    def __init__(self, resampling: BlockwiseResampling, label_manager: LabelManager, out: np.ndarray) -> None:
+        self._resampling = resampling
+        self._label_manager = label_manager
+        self._out = out
+
+    def add_row(self, row: int, logits: np.ndarray) -> bool:
+        """Fill one row.
+
+        Args:
+            row: Index into ``resampling.blocks[0]``.
+            logits: The part of all logits that the row reads, ``(heads, inputs of the row, Y, Z)``, float16 or float32.
+
+        Returns:
+            Whether that was possible: not where logits are no finite numbers.
+        """
+        first, seconds, thirds = self._resampling.blocks[0][row], *self._resampling.blocks[1:]
+        low, high = _ranges(logits, seconds, thirds)
+        if not (np.isfinite(low).all() and np.isfinite(high).all()):
+            return False
+        decide = self._regions if self._label_manager.has_regions else self._largest
+        for j, second in enumerate(seconds):
+            for k, third in enumerate(thirds):
+                box = (slice(None), second.inputs, third.inputs)
+                target = self._out[first.outputs, second.outputs, third.outputs]
+                decide([channel[box] for channel in logits], low[:, j, k], high[:, j, k], (first, second, third), target)
+        return True
+
+    def _largest(
+        self, channels: Sequence[np.ndarray], low: np.ndarray, high: np.ndarray, block: Sequence[AxisBlock], target: np.ndarray
+    ) -> None:
+        """Index of the largest channel; of equal ones the first."""
+        candidates = np.flatnonzero(high >= low.max())
+        if len(candidates) == 1:
+            target[...] = candidates[0]
+            return
+        target[...] = index_of_largest(
+            ((index, resampled_logits(channels[index], self._resampling, block)) for index in candidates), target.dtype
+        )
+
+    def _regions(
+        self, channels: Sequence[np.ndarray], low: np.ndarray, high: np.ndarray, block: Sequence[AxisBlock], target: np.ndarray
+    ) -> None:
+        """Regions painted one over the other, in the order that dataset.json asks for."""
+        labels = np.zeros(target.shape, dtype=np.uint16)
+        for channel, label, least, most in zip(channels, self._label_manager.regions_class_order, low, high, strict=True):
+            if least >= SURELY_INSIDE:
+                labels[...] = label
+            elif most > SURELY_OUTSIDE:
+                probability = self._label_manager.apply_inference_nonlin(resampled_logits(channel, self._resampling, block)[None])[
+                    0
+                ].numpy()
+                labels[probability > REGION_THRESHOLD] = label
+        target[...] = labels
+
+
+class BlockwiseProbabilities:
+    """Probabilities and the labels that follow from them, with all channels of one block in memory, or one channel of all blocks.
+
+    Args:
+        logits: ``(heads, X, Y, Z)`` float16 or float32, finite.
+        resampling: From the network's grid to the image's.
+        label_manager: One that decides by the package's own rules.
+        labels: Unsigned integers of the resampling's new shape, to be filled.
+    """
+
+    def __init__(self, logits: np.ndarray, resampling: BlockwiseResampling, label_manager: LabelManager, labels: np.ndarray) -> None:
+        self._logits = logits
+        self._resampling = resampling
+        self._label_manager = label_manager
+        self._labels = labels
+
+    def fill(self, out: np.ndarray) -> None:
+        """Fill ``(heads, *new shape)`` float32 and the labels."""
+        for block, box in self._blocks():
+            resampled = np.stack([self._resampled(channel, block) for channel in self._logits])
+            probabilities = out[(slice(None), *box)] = self._label_manager.apply_inference_nonlin(resampled).numpy()
+            if self._label_manager.has_regions:
+                self._labels[box] = self._label_manager.convert_probabilities_to_segmentation(probabilities)
+            else:
+                self._labels[box] = index_of_largest(enumerate(probabilities), self._labels.dtype)
+
+    def channels(self) -> Iterator[np.ndarray]:
+        """The same channel after channel, each ``(*new shape)`` float32 in the same memory; the labels are filled after the last.
+
+        Every logit of labels is interpolated twice: softmax must know the sum over all channels before the first can be given away.
+        """
+        values = np.empty(self._labels.shape, dtype=np.float32)
+        if self._label_manager.has_regions:
+            self._labels[...] = 0
+            for channel, label in zip(self._logits, self._label_manager.regions_class_order, strict=True):
+                for block, box in self._blocks():
+                    values[box] = self._label_manager.apply_inference_nonlin(self._resampled(channel, block)[None])[0].numpy()
+                self._labels[values > REGION_THRESHOLD] = label
+                yield values
+            return
+        largest, total = (np.empty(self._labels.shape, dtype=np.float32) for _ in range(2))
+        for block, box in self._blocks():
+            resampled = np.stack([self._resampled(channel, block) for channel in self._logits])
+            largest[box] = resampled.max(axis=0)
+            resampled -= largest[box]
+            total[box] = np.exp(resampled, out=resampled).sum(axis=0)
+        best = np.full(self._labels.shape, -1, dtype=np.float32)
+        for index, channel in enumerate(self._logits):
+            for block, box in self._blocks():
+                values[box] = np.exp(self._resampled(channel, block) - largest[box]) / total[box]
+                np.copyto(self._labels[box], self._labels.dtype.type(index), where=values[box] > best[box])
+                np.maximum(best[box], values[box], out=best[box])
+            yield values
+
+    def _blocks(self) -> Iterator[tuple[tuple[AxisBlock, ...], tuple[slice, ...]]]:
+        """Every block, and where it lies in the result."""
+        for block in itertools.product(*self._resampling.blocks):
+            yield block, tuple(axis.outputs for axis in block)
+
+    def _resampled(self, channel: np.ndarray, block: Sequence[AxisBlock]) -> np.ndarray:
+        return resampled_logits(channel[tuple(axis.inputs for axis in block)], self._resampling, block)
+
+
+def fill_labels(logits: np.ndarray, resampling: BlockwiseResampling, label_manager: LabelManager, out: np.ndarray) -> bool:
+    """Labels of logits ``(heads, X, Y, Z)``; see :class:`BlockwiseLabels`."""
+    labels = BlockwiseLabels(resampling, label_manager, out)
+    return all(labels.add_row(row, logits[:, block.inputs]) for row, block in enumerate(resampling.blocks[0]))
+
+
+def resampled_logits(values: np.ndarray, resampling: BlockwiseResampling, block: Sequence[AxisBlock]) -> np.ndarray:
+    """A channel of a block in the precision of the logits, because rounding makes ties; as float32, because numpy compares float16 slowly."""
+    return resampling.resample(values, block).astype(values.dtype).astype(np.float32, copy=False)
+
+
+def index_of_largest(channels: Iterable[tuple[int, np.ndarray]], dtype: np.dtype | type) -> np.ndarray:
+    """Like ``argmax``, for channels ``(X, Y, Z)`` that come one after the other with their index: of equal values the first wins."""
+    channels = iter(channels)
+    index, channel = next(channels)
+    best = np.array(channel, dtype=np.float32)
+    labels = np.full(best.shape, index, dtype=dtype)
+    for index, channel in channels:
+        # By plane, which stays in the processor's cache; in float32, because numpy compares float16 slowly.
+        for plane, best_plane, labels_plane in zip(channel, best, labels, strict=True):
+            plane = plane.astype(np.float32, copy=False)
+            np.copyto(labels_plane, labels.dtype.type(index), where=plane > best_plane)
+            np.maximum(best_plane, plane, out=best_plane)
+    return labels
+
+
+def _ranges(logits: np.ndarray, seconds: Sequence[AxisBlock], thirds: Sequence[AxisBlock]) -> tuple[np.ndarray, np.ndarray]:
+    """Smallest and largest logit that each block of a row reads: both ``(heads, blocks of axis 1, blocks of axis 2)``."""
+    low, high = (np.empty((len(logits), len(seconds), len(thirds)), dtype=np.float32) for _ in range(2))
+    for index, channel in enumerate(logits):
+        channel = channel.astype(np.float32, copy=False)
+        for result, reduce in ((low, np.min), (high, np.max)):
+            plane = reduce(channel, axis=0)  # the only pass over all values; blocks overlap little
+            rows = np.stack([reduce(plane[second.inputs], axis=0) for second in seconds])
+            for k, third in enumerate(thirds):
+                reduce(rows[:, third.inputs], axis=1, out=result[index, :, k])
+    return low, high

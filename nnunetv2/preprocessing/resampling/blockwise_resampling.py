@@ -1,0 +1,133 @@
+"""Linear and nearest-neighbour resampling of one block of the result at a time.
+
+Whoever wants labels, not resampled values, needs the values of all channels for a moment only: block by block they fit into the
+processor's cache, and memory depends neither on the size of the image nor on the number of channels. No value of a block leaves the
+range of the part of the input that the block reads, so that many channels need not be interpolated at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nnunetv2.configuration import ANISO_THRESHOLD
+from nnunetv2.preprocessing.resampling.default_resampling import determine_do_sep_z_and_axis
+from nnunetv2.preprocessing.resampling.interpolation_operators import linear_taps, nearest_indices
+
+# Splines of these orders never leave the range of their neighbours.
+CONVEX_ORDERS = (0, 1)
+OUTPUTS_PER_BLOCK = 48  # per axis: a block of float64 takes 0.9 MiB, which a core's own cache holds
+
+
+@dataclass(frozen=True)
+class AxisBlock:
+    """Some outputs of one axis and the inputs that they are computed from; positions count from the first of these."""
+
+    outputs: slice
+    inputs: slice
+    lower: np.ndarray | None = None  # position of the input below each output, or nearest to it; None where the axis keeps its size
+    upper: np.ndarray | None = None  # of the one above; None where the nearest is taken
+    weights: tuple[np.ndarray, np.ndarray] | None = None  # of the two
+
+    def resize(self, values: np.ndarray, axis: int) -> np.ndarray:
+        """The outputs of float64 inputs ``(X, Y, Z)`` along one axis."""
+        if self.lower is None:
+            return values
+        result = values.take(self.lower, axis)
+        if self.upper is None:
+            return result
+        lower_weight, upper_weight = (weight.reshape([-1 if a == axis else 1 for a in range(3)]) for weight in self.weights)
+        # No matrix product: so small ones would start a library's threads, beside a network that uses them all.
+        result *= lower_weight
+        upper = values.take(self.upper, axis)
+        upper *= upper_weight
+        result += upper
+        return result
+
+
+@dataclass(frozen=True)
+class BlockwiseResampling:
+    """How ``(X, Y, Z)`` of one shape become another: every combination of three :class:`AxisBlock` is a block."""
+
+    blocks: tuple[tuple[AxisBlock, ...], ...]  # by axis
+    axes: tuple[int, ...]  # in the order in which they are resized
+
+    @property
+    def new_shape(self) -> tuple[int, ...]:
+        """Voxels of the result by axis."""
+        return tuple(blocks[-1].outputs.stop for blocks in self.blocks)
+
+    def resample(self, values: np.ndarray, block: Sequence[AxisBlock]) -> np.ndarray:
+        """One block of the result.
+
+        Args:
+            values: What the block reads, ``(X, Y, Z)``; finite.
+            block: One entry for each axis.
+
+        Returns:
+            float64.
+        """
+        values = values.astype(np.float64)
+        for axis in self.axes:
+            values = block[axis].resize(values, axis)
+        return values
+
+
+def blockwise_resampling(
+    shape: Sequence[int],
+    new_shape: Sequence[int],
+    current_spacing: Sequence[float],
+    new_spacing: Sequence[float],
+    is_seg: bool = False,
+    order: int = 3,
+    order_z: int = 0,
+    force_separate_z: bool | None = False,
+    separate_z_anisotropy_threshold: float = ANISO_THRESHOLD,
+) -> BlockwiseResampling | None:
+    """What ``resample_data_or_seg_to_shape`` does with the same arguments, in blocks; None where blocks cannot do it (cubic splines, labels).
+
+    Args:
+        shape: Voxels by axis before resampling.
+        new_shape: Voxels by axis afterwards.
+        current_spacing: See ``resample_data_or_seg_to_shape``, like all that follow.
+        new_spacing: See there.
+        is_seg: See there.
+        order: See there.
+        order_z: See there.
+        force_separate_z: See there.
+        separate_z_anisotropy_threshold: See there.
+    """
+    separate, axis = determine_do_sep_z_and_axis(force_separate_z, current_spacing, new_spacing, separate_z_anisotropy_threshold)
+    orders = [order_z if separate and a == axis else order for a in range(3)]
+    if is_seg or len(shape) != 3 or any(spline not in CONVEX_ORDERS for spline in orders):
+        return None
+    factors = [new / old for old, new in zip(shape, new_shape, strict=True)]
+    # What shrinks first, what grows last, because that leaves the least to do; the last axis early, because it is the slowest.
+    axes = sorted((2, 1, 0), key=lambda a: factors[a])
+    blocks = tuple(_axis_blocks(int(old), int(new), spline) for old, new, spline in zip(shape, new_shape, orders, strict=True))
+    return BlockwiseResampling(blocks, tuple(axes))
+
+
+def _axis_blocks(old: int, new: int, order: int) -> tuple[AxisBlock, ...]:
+    """All blocks of one axis."""
+    parts = [slice(start, min(start + OUTPUTS_PER_BLOCK, new)) for start in range(0, new, OUTPUTS_PER_BLOCK)]
+    if old == new:
+        return tuple(AxisBlock(part, part) for part in parts)
+    if order == 0:
+        nearest = nearest_indices(old, new)
+        return tuple(AxisBlock(part, *_read(nearest[part])) for part in parts)
+    lower, *weights = linear_taps(old, new)
+    upper = np.minimum(lower + 1, old - 1)
+    blocks = []
+    for part in parts:
+        inputs, positions = _read(np.concatenate([lower[part], upper[part]]))
+        blocks.append(AxisBlock(part, inputs, *np.split(positions, 2), tuple(weight[part] for weight in weights)))
+    return tuple(blocks)
+
+
+def _read(indices: np.ndarray) -> tuple[slice, np.ndarray]:
+    """The inputs between the first and the last index, and the indices counted from the first."""
+    first = int(indices.min())
+    return slice(first, int(indices.max()) + 1), indices - first
