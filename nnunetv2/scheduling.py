@@ -1,4 +1,4 @@
-"""Run one function for many cases, here or in worker processes, without losing a case to another one's failure.
+"""Run one function for many cases, here, in worker processes or on a Dask cluster, without losing a case to another one's failure.
 
 Every stage that works case by case (fingerprint, preprocessing, verification, export, evaluation) calls
 :func:`run_per_case`. A case that fails never stops the others, and all failures are reported together, by case.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
+import signal
+import time
 import traceback
 import warnings
 from collections import deque
@@ -15,13 +17,18 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from multiprocessing.process import BaseProcess
 from typing import Any, Literal
 
 from tqdm import tqdm
 
+from nnunetv2.utilities.machine import cause_of_death, count_of_memory_kills
+
 # Errors of these types are raised with whole sentences for the user.
 TYPES_WITH_MESSAGES = (ValueError, RuntimeError, OSError)
 MOST_CASES_NAMED = 10
+LOCAL = "local"
+SECONDS_TO_END = 5
 
 
 @dataclass(frozen=True)
@@ -82,13 +89,16 @@ def run_per_case(
     description: str = "",
     show_progress: bool = True,
     on_error: Literal["raise", "return"] = "raise",
+    on_result: Callable[[int, Any], None] | None = None,
+    scheduler: str = LOCAL,
 ) -> list[Any]:
     """Call ``function(*task)`` for every task and return the results in the order of the tasks.
 
     With one process, or one task, everything runs in the calling process. Otherwise the tasks go to spawned worker
     processes, for which ``function``, its arguments and its results must be picklable. If a worker process dies,
     the cases it may have been working on are tried once more, each alone, so that only the guilty case is lost;
-    ``function`` must therefore be safe to repeat. What the cases warn about is printed at the end, one line for each category.
+    ``function`` must therefore be safe to repeat. The same holds for the workers of a Dask cluster, which besides need the
+    same paths and the same version of this package; they may come and go. What the cases warn about is printed at the end, one line for each category.
 
     Args:
         function: Does the work of one case.
@@ -99,6 +109,8 @@ def run_per_case(
         show_progress: Whether to draw a progress bar on stderr.
         on_error: ``"raise"`` a :class:`CaseErrors` after all cases have run, or ``"return"`` a
             :class:`CaseFailure` in place of the result of each failed case.
+        on_result: Called with the number of a task and its result, or its :class:`CaseFailure`, as soon as it is there.
+        scheduler: ``"local"``, or the address of a Dask scheduler, or its scheduler file.
     """
     tasks = list(tasks)
     identifiers = [str(identifier) for identifier in identifiers]
@@ -109,12 +121,17 @@ def run_per_case(
     num_workers = min(num_processes, len(tasks))
     results: list[Any] = [None] * len(tasks)
     with tqdm(total=len(tasks), desc=description or None, disable=not show_progress or not tasks) as progress:
-        finished = _run_here(function, tasks) if num_workers <= 1 else _run_in_pool(function, tasks, identifiers, num_workers)
+        if scheduler != LOCAL:
+            finished = _run_on_cluster(function, tasks, identifiers, scheduler)
+        else:
+            finished = _run_here(function, tasks) if num_workers <= 1 else _run_in_pool(function, tasks, identifiers, num_workers)
         noticed: dict[str, list[tuple[str, str]]] = {}  # by category the case and the text of each warning
         for index, outcome in finished:
             results[index] = _result_or_failure(outcome, identifiers[index])
             for category, text in outcome.warnings:
                 noticed.setdefault(category, []).append((identifiers[index], text))
+            if on_result is not None:
+                on_result(index, results[index])
             progress.update()
     _print_warnings(noticed)
     failures = [result for result in results if isinstance(result, CaseFailure)]
@@ -189,40 +206,40 @@ def _run_in_pool(
     waiting = deque(range(len(tasks)))
     suspects: list[int] = []  # in flight when a worker died
     while waiting:
-        in_flight = yield from _drain(function, tasks, waiting, num_workers)
+        in_flight, cause = yield from _drain(function, tasks, waiting, num_workers)
         if in_flight:
             names = ", ".join(identifiers[index] for index in in_flight)
             print(
-                f"WARNING: a worker process was killed while these cases were in work: {names}. "
-                "Out of memory is the likely cause. The other cases go on; these are tried again one at a time at the end.",
+                f"WARNING: a worker process was lost ({cause}) while these cases were in work: {names}. "
+                "The other cases go on; these are tried again one at a time at the end.",
                 flush=True,
             )
             suspects += in_flight
     for index in suspects:
-        alone, died = deque([index]), []
+        alone, died, cause = deque([index]), [], ""
         while alone and not died:
-            died = yield from _drain(function, tasks, alone, 1)
+            died, cause = yield from _drain(function, tasks, alone, 1)
         if died:
-            yield (
-                index,
-                _Outcome(
-                    error=WorkerDied(
-                        f"the worker process was killed while case {identifiers[index]} was in work, also when it ran alone. "
-                        "Most likely the system ran out of memory: use fewer processes, free memory, or check the size of this case."
-                    )
-                ),
-            )
+            yield index, _Outcome(error=WorkerDied(_message_about_death(identifiers[index], cause)))
+
+
+def _message_about_death(identifier: str, cause: str) -> str:
+    return (
+        f"the worker process was lost ({cause}) while case {identifier} was in work, also when it ran alone. "
+        "If memory is short, free some or run on a machine with more; else check the files of this case."
+    )
 
 
 def _drain(
     function: Callable[..., Any], tasks: Sequence[tuple], waiting: deque[int], num_workers: int
-) -> Generator[tuple[int, _Outcome], None, list[int]]:
-    """Work off ``waiting`` in one pool. Returns the tasks that were in flight when a worker died, normally none.
+) -> Generator[tuple[int, _Outcome], None, tuple[list[int], str]]:
+    """Work off ``waiting`` in one pool. Returns the tasks that were in flight when a worker died, normally none, and why it died.
 
     Tasks are left in ``waiting`` where the pool broke before they were handed out.
     No more tasks are handed out than there are workers, so that "in flight" means "in work".
     """
     executor = ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn"))
+    memory_kills = count_of_memory_kills()
     in_flight: dict[Future, int] = {}
     try:
         _check_that_workers_start(executor)
@@ -235,7 +252,8 @@ def _drain(
                     waiting.appendleft(index)
                     break
             if not in_flight:
-                return []  # an idle worker died: nothing is lost, but the pool takes no more tasks
+                return [], ""  # an idle worker died: nothing is lost, but the pool takes no more tasks
+            processes = list((executor._processes or {}).values())  # the pool forgets them when it breaks
             done, _ = wait(in_flight, return_when=FIRST_COMPLETED)
             died = []
             for future in done:
@@ -249,10 +267,35 @@ def _drain(
                     outcome = _Outcome(error=error, traceback_text=traceback.format_exc())
                 yield index, outcome
             if died:
-                return sorted([*died, *in_flight.values()])
-        return []
+                return sorted([*died, *in_flight.values()]), cause_of_death(_exit_code_of_first_death(processes), memory_kills)
+        return [], ""
     finally:
         executor.shutdown(wait=not in_flight, cancel_futures=True)
+
+
+def _exit_code_of_first_death(processes: Sequence[BaseProcess]) -> int | None:
+    """Exit code of the process that broke the pool, which then terminates the others; None if it cannot be told."""
+    codes: list[int | None] = [None]
+    deadline = time.monotonic() + SECONDS_TO_END
+    while None in codes and time.monotonic() < deadline:
+        codes = [process.exitcode for process in processes]
+        time.sleep(0.01)
+    return next((code for code in codes if code not in (None, 0, -signal.SIGTERM)), None)
+
+
+def _run_on_cluster(
+    function: Callable[..., Any], tasks: Sequence[tuple], identifiers: Sequence[str], scheduler: str
+) -> Iterator[tuple[int, _Outcome]]:
+    """Yield ``(index, outcome)`` as the workers of a Dask cluster finish tasks."""
+    from nnunetv2.utilities.dask_cluster import LostTask, run_on_cluster
+
+    calls = [(function, task) for task in tasks]
+    for index, outcome in run_on_cluster(scheduler, _attempt_in_worker, calls, identifiers):
+        if isinstance(outcome, LostTask):
+            outcome = _Outcome(error=WorkerDied(outcome.message))
+        elif isinstance(outcome, Exception):  # a task that cannot be sent, a worker without this package or with another version
+            outcome = _Outcome(error=outcome, traceback_text="".join(traceback.format_exception(outcome)))
+        yield index, outcome
 
 
 def _check_that_workers_start(executor: ProcessPoolExecutor) -> None:

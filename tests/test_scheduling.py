@@ -31,6 +31,8 @@ def double(value: int, behaviour: str = "fine") -> int:
         raise ErrorWithTwoArguments("odd", 3)
     if behaviour == "is killed":
         os.kill(os.getpid(), signal.SIGKILL)
+    if behaviour == "exits":
+        os._exit(7)
     if behaviour == "is slow":
         time.sleep(0.3)
     return 2 * value
@@ -101,8 +103,22 @@ def test_a_killed_worker_costs_only_its_own_case(capsys: pytest.CaptureFixture[s
     names = ["case_a", "case_b", "case_c", "case_d", "case_e"]
     results = run_per_case(double, tasks, identifiers=names, num_processes=2, show_progress=False, on_error="return")
     assert [results[0], *results[2:]] == [0, 4, 6, 8]
-    assert isinstance(results[1].error, WorkerDied) and "memory" in str(results[1].error)
+    assert isinstance(results[1].error, WorkerDied) and "signal 9, SIGKILL: most likely memory ran out" in str(results[1].error)
     assert "case_b" in capsys.readouterr().out
+
+
+def test_a_worker_that_ends_by_itself_is_named_with_its_exit_code() -> None:
+    (failure, other) = run_per_case(double, [(0, "exits"), (1,)], identifiers="ab", num_processes=2, show_progress=False, on_error="return")
+    assert "ended with exit code 7" in str(failure.error) and "memory ran out" not in str(failure.error)
+    assert other == 2
+
+
+def test_results_are_handed_over_as_they_come() -> None:
+    seen = {}
+    results = run_per_case(
+        double, [(0,), (1, "fails")], identifiers="ab", num_processes=1, show_progress=False, on_error="return", on_result=seen.__setitem__
+    )
+    assert seen == dict(enumerate(results))
 
 
 def test_a_pool_that_breaks_while_idle_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

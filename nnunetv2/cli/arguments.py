@@ -156,6 +156,17 @@ def add_verbose(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--verbose", action="store_true", help="say more while working, and show the traceback of an error")
 
 
+def add_scheduler(parser: argparse.ArgumentParser) -> None:
+    """``--scheduler``: this machine, or a Dask cluster."""
+    parser.add_argument(
+        "--scheduler",
+        default="local",
+        metavar="ADDRESS",
+        help="address of a Dask scheduler (tcp://host:8786) or its scheduler file, whose workers do the cases; see documentation/clusters.md "
+        "(default: local, this machine)",
+    )
+
+
 def add_no_progress_bar(parser: argparse.ArgumentParser) -> None:
     """``--no_pbar``: for log files."""
     parser.add_argument("--no_pbar", action="store_true", help="no progress bar, for log files")

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 
 from nnunetv2.cli.arguments import (
     add_dataset_ids,
     add_no_progress_bar,
+    add_scheduler,
     add_verbose,
     dataset_id_or_name,
     number_of_processes,
+    positive_number,
     run_command,
 )
 
 DEFAULT_CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
-FINGERPRINT_PROCESSES = 8
+FITTED = "default: nnUNet_def_n_proc, or as many as CPUs and memory carry"
 
 
 def build_plan_and_preprocess_parser() -> argparse.ArgumentParser:
@@ -25,12 +28,11 @@ def build_plan_and_preprocess_parser() -> argparse.ArgumentParser:
     )
     add_dataset_ids(parser)
     add_fingerprint_options(parser)
-    parser.add_argument(
-        "-npfp", type=number_of_processes, default=FINGERPRINT_PROCESSES, help="processes for the fingerprint (default: %(default)s)"
-    )
+    parser.add_argument("-npfp", type=number_of_processes, help=f"processes for the fingerprint ({FITTED})")
     parser.add_argument("--no_pp", action="store_true", help="stop after planning, do not preprocess")
     add_planning_options(parser)
     add_preprocessing_options(parser)
+    add_scheduler(parser)
     add_verbose(parser)
     add_no_progress_bar(parser)
     return parser
@@ -44,34 +46,49 @@ def plan_and_preprocess_entry(argv: Sequence[str] | None = None) -> None:
     check_process_numbers(parser, args)
 
     from nnunetv2.experiment_planning.plan_and_preprocess_api import (
-        default_processes,
         extract_fingerprints,
         plan_experiments,
         preprocess,
     )
 
     print("Fingerprint extraction...")
-    extract_fingerprints(args.d, args.fpe, args.npfp, args.verify_dataset_integrity, args.clean, args.verbose, not args.no_pbar)
+    extract_fingerprints(
+        args.d,
+        args.fpe,
+        asked_processes(args.npfp),
+        args.verify_dataset_integrity,
+        args.clean,
+        args.verbose,
+        not args.no_pbar,
+        scheduler=args.scheduler,
+    )
     print("Experiment planning...")
     plans_name = plan_experiments(
         args.d, args.pl, args.gpu_memory_target, args.preprocessor_name, args.overwrite_target_spacing, args.overwrite_plans_name
     )
     if not args.no_pp:
         print("Preprocessing...")
-        processes = default_processes(args.c) if args.np is None else args.np
-        preprocess(args.d, plans_name, args.c, processes, args.verbose, not args.no_pbar)
+        preprocess(
+            args.d,
+            plans_name,
+            args.c,
+            asked_processes(args.np),
+            args.verbose,
+            not args.no_pbar,
+            start_over=args.start_over,
+            scheduler=args.scheduler,
+        )
 
 
 def build_extract_fingerprint_parser() -> argparse.ArgumentParser:
     """Options of ``nnUNetv2_extract_fingerprint``."""
-    from nnunetv2.configuration import default_num_processes  # read on use: a wrong value is a message, not a traceback
-
     parser = argparse.ArgumentParser(
         prog="nnUNetv2_extract_fingerprint", description="Sizes, spacings and intensities of datasets: dataset_fingerprint.json."
     )
     add_dataset_ids(parser)
     add_fingerprint_options(parser)
-    parser.add_argument("-np", type=number_of_processes, default=default_num_processes, help="processes (default: %(default)s)")
+    parser.add_argument("-np", type=number_of_processes, help=f"processes ({FITTED})")
+    add_scheduler(parser)
     add_verbose(parser)
     add_no_progress_bar(parser)
     return parser
@@ -84,7 +101,16 @@ def extract_fingerprint_entry(argv: Sequence[str] | None = None) -> None:
 
     from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints
 
-    extract_fingerprints(args.d, args.fpe, args.np, args.verify_dataset_integrity, args.clean, args.verbose, not args.no_pbar)
+    extract_fingerprints(
+        args.d,
+        args.fpe,
+        asked_processes(args.np),
+        args.verify_dataset_integrity,
+        args.clean,
+        args.verbose,
+        not args.no_pbar,
+        scheduler=args.scheduler,
+    )
 
 
 def build_plan_experiment_parser() -> argparse.ArgumentParser:
@@ -116,6 +142,11 @@ def build_preprocess_parser() -> argparse.ArgumentParser:
     add_dataset_ids(parser)
     parser.add_argument("-plans_name", "-p", default="nnUNetPlans", help="name of the plans (default: %(default)s)")
     add_preprocessing_options(parser)
+    parser.add_argument(
+        "-num_parts", type=positive_number, default=1, help="over how many runs the cases are spread (default: %(default)s)"
+    )
+    parser.add_argument("-part_id", type=int, default=0, help="which of them this is, from 0 (default: %(default)s)")
+    add_scheduler(parser)
     add_verbose(parser)
     add_no_progress_bar(parser)
     return parser
@@ -127,11 +158,23 @@ def preprocess_entry(argv: Sequence[str] | None = None) -> None:
     parser = build_preprocess_parser()
     args = parser.parse_args(argv)
     check_process_numbers(parser, args)
+    if not 0 <= args.part_id < args.num_parts:
+        parser.error(f"-part_id is {args.part_id} and -num_parts {args.num_parts}; parts are counted from 0 to num_parts - 1")
 
-    from nnunetv2.experiment_planning.plan_and_preprocess_api import default_processes, preprocess
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess
 
-    processes = default_processes(args.c) if args.np is None else args.np
-    preprocess(args.d, args.plans_name, args.c, processes, args.verbose, not args.no_pbar)
+    parts = {"num_parts": args.num_parts, "part_id": args.part_id}
+    preprocess(
+        args.d,
+        args.plans_name,
+        args.c,
+        asked_processes(args.np),
+        args.verbose,
+        not args.no_pbar,
+        start_over=args.start_over,
+        scheduler=args.scheduler,
+        **parts,
+    )
 
 
 def build_move_plans_parser() -> argparse.ArgumentParser:
@@ -157,9 +200,7 @@ def move_plans_entry(argv: Sequence[str] | None = None) -> None:
 
 
 def add_fingerprint_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-fpe", default="DatasetFingerprintExtractor", help="fingerprint extractor, a class name (default: %(default)s)"
-    )
+    parser.add_argument("-fpe", default="DatasetFingerprintExtractor", help="fingerprint extractor, a class name (default: %(default)s)")
     parser.add_argument(
         "--verify_dataset_integrity",
         action="store_true",
@@ -200,8 +241,22 @@ def add_preprocessing_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=number_of_processes,
         metavar="N",
-        help="processes, one number or one for each configuration (default: 2d 8, 3d_fullres 4, 3d_lowres 8, others 4)",
+        help=f"processes, one number or one for each configuration ({FITTED})",
     )
+    parser.add_argument(
+        "--start_over",
+        action="store_true",
+        help="make every case again, also those that are there and whose files and settings are the same",
+    )
+
+
+def asked_processes(given: int | list[int] | None) -> int | list[int] | None:
+    """The user's number of processes, from the option or the environment; None: to be chosen."""
+    if given is not None or not os.environ.get("nnUNet_def_n_proc", "").strip():
+        return given
+    from nnunetv2.configuration import default_num_processes  # read on use: a wrong value is a message, not a traceback
+
+    return default_num_processes
 
 
 def check_process_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

@@ -7,13 +7,15 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from nnunetv2.cli.arguments import add_verbose, dataset_id_or_name, fold, number_of_processes, run_command
+from nnunetv2.cli.arguments import add_scheduler, add_verbose, dataset_id_or_name, fold, number_of_processes, run_command
 
 if TYPE_CHECKING:
     import torch
 
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
 DEFAULT_FOLDS = (0, 1, 2, 3, 4)
-DEFAULT_PROCESSES = 3
+FITTED = "up to 3, as CPUs and memory carry"
 AGGREGATIONS = ("evidence", "mean", "max", "top3")
 HEAD_SETS = ("refit", "joint")
 CITATION = (
@@ -80,10 +82,10 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--save_probabilities", "--save", action="store_true", help="also write probabilities, for ensembling")
     parser.add_argument("--continue_prediction", "--c", action="store_true", help="keep complete results of an earlier run")
     parser.add_argument(
-        "-npp", type=number_of_processes, default=_processes("nnUNet_npp"), help="processes for reading, 0: none (default: %(default)s)"
+        "-npp", type=number_of_processes, default=_processes("nnUNet_npp"), help=f"processes for reading, 0: none (default: {FITTED})"
     )
     parser.add_argument(
-        "-nps", type=number_of_processes, default=_processes("nnUNet_nps"), help="threads for writing, 0: none (default: %(default)s)"
+        "-nps", type=number_of_processes, default=_processes("nnUNet_nps"), help=f"threads for writing, 0: none (default: {FITTED})"
     )
     parser.add_argument("-prev_stage_predictions", default=None, metavar="FOLDER", help="segmentations of the first stage, which the second stage of a cascade needs")
     parser.add_argument("-num_parts", type=int, default=1, help="over how many runs the cases are spread (default: %(default)s)")
@@ -110,6 +112,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="write a map of where each class was seen, a NIfTI file per case and task in the subfolder saliency; implies --save_cls",
     )
     parser.add_argument("--cls_no_calibration", action="store_true", help="raw class probabilities, though the model has a calibration")
+    add_scheduler(parser)
     add_verbose(parser)
 
 
@@ -131,13 +134,15 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
 
 def _predict(model_folder: str, args: argparse.Namespace) -> None:
     """Check folders and files, then load the model and predict."""
+    from nnunetv2.inference.data_iterators import case_identifier
     from nnunetv2.inference.prediction_files import check_different_folders, existing_checkpoints, find_input_cases
     from nnunetv2.utilities.file_io import load_json
 
     # Everything that can be known now, before torch is imported and anything is loaded.
     existing_checkpoints(model_folder, args.f, args.chk)
     check_different_folders(args.i, args.o)
-    find_input_cases(args.i, load_json(os.path.join(model_folder, "dataset.json"))["file_ending"])
+    file_ending = load_json(os.path.join(model_folder, "dataset.json"))["file_ending"]
+    cases = find_input_cases(args.i, file_ending)[args.part_id :: args.num_parts]
 
     from nnunetv2.inference.predict_from_raw_data import ClassificationOptions, nnUNetPredictor
 
@@ -146,7 +151,8 @@ def _predict(model_folder: str, args: argparse.Namespace) -> None:
         use_gaussian=True,
         use_mirroring=not args.disable_tta,
         perform_everything_on_device=not args.not_on_device,
-        device=_device(args.device),
+        # with a cluster this process only loads the model, to know its classes
+        device=_device(args.device if args.scheduler == "local" else "cpu"),
         verbose=args.verbose,
         verbose_preprocessing=args.verbose,
         allow_tqdm=not args.disable_progress_bar,
@@ -161,20 +167,38 @@ def _predict(model_folder: str, args: argparse.Namespace) -> None:
             saliency=args.save_saliency,
         )
         predictor.check_classification_possible(options)
+    if args.scheduler == "local":
+        _fit_processes(predictor, {case_identifier(files, file_ending): files for files in cases}, args)
     predictor.predict_from_files(
         args.i,
         args.o,
         save_probabilities=args.save_probabilities,
         overwrite=not args.continue_prediction,
-        num_processes_preprocessing=args.npp,
-        num_processes_segmentation_export=args.nps,
+        num_processes_preprocessing=args.npp or 0,
+        num_processes_segmentation_export=args.nps or 0,
         folder_with_segs_from_prev_stage=args.prev_stage_predictions,
         num_parts=args.num_parts,
         part_id=args.part_id,
         save_classification=False if args.save_cls is None else args.save_cls,
         classification_options=options,
+        scheduler=args.scheduler,
+        device_of_workers=args.device,
     )
     print(f"Predictions are in {args.o}")
+
+
+def _fit_processes(predictor: nnUNetPredictor, images: dict[str, list[str]], args: argparse.Namespace) -> None:
+    """Numbers of processes where the user gave none; says what was chosen and why."""
+    from nnunetv2.inference.worker_plan import largest_need, plan_prediction_workers
+
+    if not images:  # a part without cases
+        return
+    managers = (predictor.plans_manager, predictor.configuration_manager)
+    need = largest_need(images, *managers, predictor.label_manager.num_segmentation_heads, args.save_probabilities)
+    workers = plan_prediction_workers(need, len(images), args.npp, args.nps)
+    args.npp, args.nps = workers.reading, workers.writing
+    if workers.message:
+        print(workers.message)
 
 
 def _device(name: str | None) -> torch.device:
@@ -204,9 +228,9 @@ def _step_size(text: str) -> float:
     return value
 
 
-def _processes(variable: str) -> int:
-    """Default number of processes from the environment; what is no number counts as unset."""
+def _processes(variable: str) -> int | None:
+    """Number of processes from the environment; what is no number counts as unset."""
     try:
         return max(0, int(os.environ.get(variable, "")))
     except ValueError:
-        return DEFAULT_PROCESSES
+        return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nnunetv2
 from nnunetv2.configuration import default_num_processes
@@ -12,13 +12,19 @@ from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor impo
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.experiment_planning.verify_dataset_integrity import check_files_of_cases, verify_dataset_integrity
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+from nnunetv2.preprocessing.case_records import records_of_cases
 from nnunetv2.preprocessing.settings import changed_settings, preprocessing_settings, read_settings, write_settings
+from nnunetv2.scheduling import LOCAL
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.default_n_proc_DA import usable_cpus
 from nnunetv2.utilities.file_io import copy_file, load_json
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from nnunetv2.utilities.label_handling.classification_labels import copy_label_tables, find_label_problems
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager, check_plans_fit
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager, check_plans_fit
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+if TYPE_CHECKING:
+    from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 
 DEFAULT_CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
 # 3d_fullres cases are the largest in memory.
@@ -32,22 +38,25 @@ DEFAULT_PROCESSES_OTHERWISE = 4
 def extract_fingerprint_dataset(
     dataset_id: int | str,
     fingerprint_extractor_class: type[DatasetFingerprintExtractor] = DatasetFingerprintExtractor,
-    num_processes: int = default_num_processes,
+    num_processes: int | None = default_num_processes,
     check_dataset_integrity: bool = False,
     clean: bool = True,
     verbose: bool = True,
     show_progress_bar: bool = True,
+    *,
+    scheduler: str = LOCAL,
 ) -> dict[str, Any]:
     """Fingerprint of one dataset.
 
     Args:
         dataset_id: Id or name of a dataset below nnUNet_raw.
         fingerprint_extractor_class: Class that does it.
-        num_processes: Cases read at the same time.
+        num_processes: Cases read at the same time; None: as many as CPUs and memory carry.
         check_dataset_integrity: Check every file of the dataset before.
         clean: Compute it again where it exists.
         verbose: Say more while working.
         show_progress_bar: Off for log files.
+        scheduler: ``"local"``, or the address of a Dask scheduler whose workers read the cases.
 
     Returns:
         The content of dataset_fingerprint.json.
@@ -56,10 +65,12 @@ def extract_fingerprint_dataset(
     print(dataset_name)
     raw_folder = os.path.join(nnUNet_raw, dataset_name)
     nnUNet_preprocessed.require()  # rather now than after every file was read
+    most_processes = min(default_num_processes, usable_cpus()) if num_processes is None else num_processes
     if check_dataset_integrity:
-        verify_dataset_integrity(raw_folder, num_processes)
-    extractor = fingerprint_extractor_class(dataset_id, num_processes, verbose=verbose)
+        verify_dataset_integrity(raw_folder, most_processes)
+    extractor = fingerprint_extractor_class(dataset_id, most_processes, verbose=verbose)
     extractor.show_progress_bar = show_progress_bar
+    extractor.fit_processes, extractor.scheduler = num_processes is None, scheduler
     if not check_dataset_integrity:
         check_files_of_cases(raw_folder, extractor.dataset_json)
         check_label_tables(raw_folder, extractor.dataset_json, list(extractor.dataset))
@@ -69,18 +80,18 @@ def extract_fingerprint_dataset(
 def extract_fingerprints(
     dataset_ids: Sequence[int | str],
     fingerprint_extractor_class_name: str = "DatasetFingerprintExtractor",
-    num_processes: int = default_num_processes,
+    num_processes: int | None = default_num_processes,
     check_dataset_integrity: bool = False,
     clean: bool = True,
     verbose: bool = True,
     show_progress_bar: bool = True,
+    *,
+    scheduler: str = LOCAL,
 ) -> None:
     """Fingerprints of several datasets, see `extract_fingerprint_dataset`."""
     extractor_class = find_planning_class(fingerprint_extractor_class_name, DatasetFingerprintExtractor)
     for dataset_id in dataset_ids:
-        extract_fingerprint_dataset(
-            dataset_id, extractor_class, num_processes, check_dataset_integrity, clean, verbose, show_progress_bar
-        )
+        extract_fingerprint_dataset(dataset_id, extractor_class, num_processes, check_dataset_integrity, clean, verbose, show_progress_bar)
 
 
 # Plans.
@@ -149,25 +160,38 @@ def preprocess_dataset(
     dataset_id: int | str,
     plans_identifier: str = "nnUNetPlans",
     configurations: Sequence[str] = DEFAULT_CONFIGURATIONS,
-    num_processes: int | Sequence[int] = (8, 4, 8),
+    num_processes: int | Sequence[int] | None = (8, 4, 8),
     verbose: bool = False,
     show_progress_bar: bool = True,
+    *,
+    start_over: bool = False,
+    num_parts: int = 1,
+    part_id: int = 0,
+    scheduler: str = LOCAL,
 ) -> None:
     """Preprocess one dataset, and copy its segmentations for the validation.
+
+    Cases that are there already are kept if their raw files, the plans and the code are the same.
 
     Args:
         dataset_id: Id or name of a dataset below nnUNet_raw.
         plans_identifier: Name of its plans.
         configurations: Those that the plans lack are skipped.
-        num_processes: Cases at the same time; one number, or one for each configuration.
+        num_processes: Cases at the same time; one number, or one for each configuration; None: as many as CPUs and memory carry.
         verbose: Say more while working.
         show_progress_bar: Off for log files.
+        start_over: Make every case again.
+        num_parts: Over how many runs the cases are spread, at the same time or not.
+        part_id: Which of them this is, from 0.
+        scheduler: ``"local"``, or the address of a Dask scheduler whose workers preprocess the cases.
 
     Raises:
         FileNotFoundError: If the plans do not exist.
-        ValueError: If the plans belong to another dataset, or have none of the configurations.
+        ValueError: If the plans belong to another dataset, or have none of the configurations, or there is no such part.
     """
-    processes = processes_by_configuration(configurations, num_processes)
+    if num_parts < 1 or not 0 <= part_id < num_parts:
+        raise ValueError(f"part_id is {part_id} and num_parts {num_parts}; parts are counted from 0 to num_parts - 1.")
+    processes = processes_by_configuration(configurations, default_processes(configurations) if num_processes is None else num_processes)
     dataset_name = maybe_convert_to_dataset_name(dataset_id)
     raw_folder = os.path.join(nnUNet_raw, dataset_name)
     preprocessed_folder = os.path.join(nnUNet_preprocessed, dataset_name)
@@ -193,9 +217,11 @@ def preprocess_dataset(
     check_plans_fit(plans_manager, dataset_name, dataset_json, present)
     copy_label_tables(raw_folder, preprocessed_folder, dataset_json, list(dataset))
     for configuration in present:
-        preprocess_configuration(
-            dataset_name, plans_manager, plans_identifier, configuration, processes[configuration], verbose, show_progress_bar
-        )
+        preprocessor = plans_manager.get_configuration(configuration).preprocessor_class(verbose=verbose)
+        preprocessor.show_progress_bar = show_progress_bar
+        preprocessor.start_over, preprocessor.fit_processes = start_over, num_processes is None
+        preprocessor.num_parts, preprocessor.part_id, preprocessor.scheduler = num_parts, part_id, scheduler
+        preprocess_configuration(preprocessor, dataset_name, plans_manager, plans_identifier, configuration, processes[configuration])
     copy_segmentations(dataset, preprocessed_folder, dataset_json["file_ending"])
 
 
@@ -203,13 +229,14 @@ def preprocess(
     dataset_ids: Sequence[int | str],
     plans_identifier: str = "nnUNetPlans",
     configurations: Sequence[str] = DEFAULT_CONFIGURATIONS,
-    num_processes: int | Sequence[int] = (8, 4, 8),
+    num_processes: int | Sequence[int] | None = (8, 4, 8),
     verbose: bool = False,
     show_progress_bar: bool = True,
+    **options: Any,
 ) -> None:
-    """Preprocess several datasets, see `preprocess_dataset`."""
+    """Preprocess several datasets, see `preprocess_dataset`, which takes the `options`."""
     for dataset_id in dataset_ids:
-        preprocess_dataset(dataset_id, plans_identifier, configurations, num_processes, verbose, show_progress_bar)
+        preprocess_dataset(dataset_id, plans_identifier, configurations, num_processes, verbose, show_progress_bar, **options)
 
 
 def default_processes(configurations: Sequence[str]) -> list[int]:
@@ -221,13 +248,12 @@ def default_processes(configurations: Sequence[str]) -> list[int]:
 
 
 def preprocess_configuration(
+    preprocessor: DefaultPreprocessor,
     dataset_name: str,
     plans_manager: PlansManager,
     plans_identifier: str,
     configuration: str,
     num_processes: int,
-    verbose: bool,
-    show_progress_bar: bool,
 ) -> None:
     """One configuration; says if its folder held cases that were made differently, and notes how they are made now."""
     print(f"Configuration: {configuration}...")
@@ -244,10 +270,23 @@ def preprocess_configuration(
         )
     # An interrupted run leaves a mixture of old and new cases, or not all of them; training refuses those.
     write_settings(preprocessed_folder, configuration_manager, settings, is_complete=False)
-    preprocessor = configuration_manager.preprocessor_class(verbose=verbose)
-    preprocessor.show_progress_bar = show_progress_bar
     preprocessor.run(dataset_name, configuration, plans_identifier, num_processes=num_processes)
-    write_settings(preprocessed_folder, configuration_manager, settings, is_complete=True)
+    missing = _cases_of_other_parts(preprocessor, dataset_name, plans_manager, configuration_manager) if preprocessor.num_parts > 1 else 0
+    if missing:
+        print(f"Part {preprocessor.part_id} of {preprocessor.num_parts} is done; {missing} cases of other parts are not there yet.")
+    write_settings(preprocessed_folder, configuration_manager, settings, is_complete=not missing)
+
+
+def _cases_of_other_parts(
+    preprocessor: DefaultPreprocessor, dataset_name: str, plans_manager: PlansManager, configuration_manager: ConfigurationManager
+) -> int:
+    """How many cases of the dataset are not preprocessed with the present settings."""
+    preprocessed_folder = os.path.join(nnUNet_preprocessed, dataset_name)
+    dataset_json = load_json(os.path.join(preprocessed_folder, "dataset.json"))
+    dataset = get_filenames_of_train_images_and_targets(os.path.join(nnUNet_raw, dataset_name), dataset_json)
+    output_folder = os.path.join(preprocessed_folder, configuration_manager.data_identifier)
+    records = records_of_cases(preprocessor, output_folder, dataset, plans_manager, configuration_manager, dataset_json)
+    return sum(not record.is_current() for record in records.values())
 
 
 def processes_by_configuration(configurations: Sequence[str], num_processes: int | Sequence[int]) -> dict[str, int]:

@@ -22,6 +22,7 @@ from batchgenerators.dataloading.data_loader import DataLoader
 
 from nnunetv2.imageio.label_values import check_finite
 from nnunetv2.scheduling import CaseErrors, CaseFailure, WorkerDied
+from nnunetv2.utilities.machine import cause_of_death, count_of_memory_kills
 
 if TYPE_CHECKING:
     from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
@@ -211,6 +212,7 @@ class _Worker:
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
+        self._memory_kills = count_of_memory_kills()
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, self._settings), daemon=True)
         self._process.start()
@@ -239,10 +241,8 @@ class _Worker:
 
     def _describe_death(self) -> CaseFailure:
         self._process.join(SECONDS_TO_END)
-        error = WorkerDied(
-            f"the process that preprocessed it ended with exit code {self._process.exitcode}. "
-            "A negative code is a signal; -9 mostly means that the system ran out of memory: use fewer processes (-npp)."
-        )
+        cause = cause_of_death(self._process.exitcode, self._memory_kills)
+        error = WorkerDied(f"the process that preprocessed it was lost ({cause}). If memory is short, use fewer processes (-npp).")
         return CaseFailure(self._case.identifier, error, "")
 
     def stop(self) -> None:

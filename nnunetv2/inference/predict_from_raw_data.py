@@ -31,6 +31,7 @@ from nnunetv2.inference.case_classification import (
     mean_of_folds,
     task_prediction,
 )
+from nnunetv2.inference.cluster_prediction import predict_on_cluster, predictor_settings
 from nnunetv2.inference.data_iterators import (
     InputCase,
     PreprocessingSettings,
@@ -76,7 +77,7 @@ from nnunetv2.network_architecture.classification_heads import CaseHead
 from nnunetv2.network_architecture.classification_heads import classification_entry as describe_heads
 from nnunetv2.network_architecture.joint_network import JointNetwork, JointOutput, as_joint_output
 from nnunetv2.network_architecture.predicted_evidence import PredictedEvidence
-from nnunetv2.scheduling import CaseErrors, CaseFailure
+from nnunetv2.scheduling import LOCAL, CaseErrors, CaseFailure
 from nnunetv2.utilities.compilation import compilation_requested, is_compiled, is_compiler_error, unwrapped_network
 from nnunetv2.utilities.file_io import save_json
 from nnunetv2.utilities.helpers import empty_cache
@@ -195,6 +196,7 @@ class nnUNetPredictor:
         if self.device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # tiles all have the same size
         # Elsewhere the results lie in the CPU's memory in any case.
+        self.wants_results_on_device = perform_everything_on_device
         self.perform_everything_on_device = perform_everything_on_device and self.device.type == "cuda"
 
         self.plans_manager: PlansManager | None = None
@@ -248,6 +250,7 @@ class nnUNetPredictor:
             classification_entry=model.classification_entry,
         )
         self.head_set = model.head_set
+        self.model_source = (model_training_output_dir, tuple(use_folds), checkpoint_name, classification_heads)
         calibration_file = Path(model_training_output_dir) / CALIBRATION_FILE
         if self.classification_tasks and calibration_file.is_file():
             self.calibration = ClassCalibration.load(calibration_file, self.classification_tasks)
@@ -293,6 +296,7 @@ class nnUNetPredictor:
         self.classification_tasks = {name: ClassificationTask.from_dict(name, values) for name, values in tasks.items()}
         self.calibration = None  # belongs to a model folder
         self.head_set = JOINT_HEADS
+        self.model_source: tuple[str, tuple[int | str, ...], str, str | None] | None = None
         self._loaded_parameters = None
         if compilation_requested() and not is_compiled(network):
             self.network = torch.compile(network)
@@ -421,6 +425,8 @@ class nnUNetPredictor:
         *,
         save_classification: bool | str | os.PathLike = False,
         classification_options: ClassificationOptions | None = None,
+        scheduler: str = LOCAL,
+        device_of_workers: str | None = None,
     ) -> list | None:
         """Predict the images of a folder, or lists of image files.
 
@@ -437,6 +443,9 @@ class nnUNetPredictor:
             save_classification: Write ``classification.csv`` into the output folder, or into this file.
             classification_options: How classes are predicted; needs ``save_classification``. With ``saliency`` maps are written into the
                 subfolder ``saliency`` beside the segmentations, which needs an output.
+            scheduler: ``"local"``, or the address of a Dask scheduler whose workers predict the cases; needs an output, and a model that
+                was loaded from its folder.
+            device_of_workers: ``cuda``, ``cpu`` or ``mps``; None: the best that each worker has.
 
         Returns:
             Without an output, by case the segmentation, or a tuple with its probabilities; else a None for every case. Only None if
@@ -449,6 +458,8 @@ class nnUNetPredictor:
         output = output_folder_or_list_of_truncated_output_files
         if options is not None and options.saliency and output is None:
             raise ValueError("Saliency is written to files, but no output is given. Give an output folder, or use predict_case.")
+        if scheduler != LOCAL and output is None:
+            raise ValueError("The workers of a cluster write their results to files, but no output is given. Give an output folder.")
         # Also the cases that are complete: the table has a row for each.
         list_of_lists, outputs, previous = self._manage_input_and_output_lists(
             list_of_lists_or_source_folder, output, folder_with_segs_from_prev_stage, True, part_id, num_parts, save_probabilities
@@ -494,7 +505,11 @@ class nnUNetPredictor:
 
         results: list | None = None
         try:
-            if todo:
+            if todo and scheduler != LOCAL:
+                cases = [_with_absolute_paths(list_of_lists[index], outputs[index], previous and previous[index], identifiers[index]) for index in todo]
+                workers = predictor_settings(self, device_of_workers)
+                results = predict_on_cluster(scheduler, workers, cases, save_probabilities, options, table, self.allow_tqdm)
+            elif todo:
                 iterator = self._internal_get_data_iterator_from_lists_of_filenames(
                     [list_of_lists[index] for index in todo],
                     None if previous is None else [previous[index] for index in todo],
@@ -1238,6 +1253,16 @@ class nnUNetPredictor:
 def _flipped(x: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
     """The tensor mirrored along some axes; without any, the tensor itself."""
     return torch.flip(x, axes) if axes else x
+
+
+def _with_absolute_paths(files: Sequence[str], output_file: str, previous: str | None, identifier: str) -> InputCase:
+    """A case for workers, which run in folders of their own."""
+    return InputCase(
+        identifier=identifier,
+        image=[os.path.abspath(file) for file in files],
+        previous_segmentation=previous and os.path.abspath(previous),
+        output_file_truncated=os.path.abspath(output_file),
+    )
 
 
 def _identifier_of(item: Mapping[str, Any], index: int) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from pathlib import Path
+
+from nnunetv2.utilities.machine import control_group_cpus
 
 # A GPU is kept busy by about this many workers; more cost memory without helping.
 _USUAL_NUM_WORKERS = 12
@@ -39,26 +40,14 @@ def cpus_of_process() -> int:
 
 
 def usable_cpus() -> int:
-    """CPUs that this process may use: the smallest of the machine's, the affinity mask and the control group's quota."""
+    """CPUs that this process may use: the smallest of the machine's, the affinity mask, the control groups' quotas and SLURM's share."""
     limits = [os.cpu_count() or 1]
     if hasattr(os, "sched_getaffinity"):  # not on Windows and macOS
         limits.append(len(os.sched_getaffinity(0)))
-    quota = _control_group_cpus()
+    quota = control_group_cpus()
     if quota is not None:
         limits.append(max(1, math.ceil(quota)))
+    allocated = os.environ.get("SLURM_CPUS_ON_NODE", "")
+    if allocated.isdecimal() and int(allocated):
+        limits.append(int(allocated))
     return max(1, min(limits))
-
-
-def _control_group_cpus(root: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """CPU quota of the container (cgroup v2, then v1), or None without one."""
-    try:
-        quota, period = (root / "cpu.max").read_text().split()
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        pass
-    try:
-        quota = int((root / "cpu" / "cpu.cfs_quota_us").read_text())
-        period = int((root / "cpu" / "cpu.cfs_period_us").read_text())
-        return quota / period if quota > 0 and period > 0 else None
-    except (OSError, ValueError):
-        return None

@@ -99,3 +99,12 @@ def check_workers_alive_and_busy(export_pool: Any, worker_list: list, results_li
         )
     unfinished = sum(not result.ready() for result in results_list)
     return unfinished >= len(worker_list) + allowed_num_queued
+
+
+def file_state(file: str | os.PathLike[str]) -> tuple[str, int, int] | None:
+    """Absolute path, size in bytes and time of the last change in ns, by which a file is known again; None if it does not exist."""
+    try:
+        state = os.stat(file)
+    except OSError:
+        return None
+    return os.path.abspath(file), state.st_size, state.st_mtime_ns

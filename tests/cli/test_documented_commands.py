@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from nnunetv2.cli import (
+    benchmark,
     calibrate_classification,
     convert_class_folders,
     convert_dataset,
@@ -62,6 +63,7 @@ PARSERS: dict[str, tuple[Callable[[], argparse.ArgumentParser], Check | None]] =
     "nnUNetv2_convert_old_nnUNet_dataset": (convert_dataset.build_old_parser, None),
     "nnUNetv2_plot_overlay_pngs": (plot_overlay_pngs.build_parser, None),
     "nnUNetv2_convert_class_folders": (convert_class_folders.build_parser, None),
+    "nnUNetv2_benchmark": (benchmark.build_parser, None),
     "nnUNetv2_demo": (demo.build_parser, None),
 }
 COMMAND = re.compile(r"\bnnUNetv2_\w+")
@@ -97,7 +99,7 @@ def words_of(code: str) -> list[str]:
     for word in lexer:
         if word in END_OF_COMMAND:
             break
-        words.append(word)
+        words.append(re.sub(r"^\$SLURM_ARRAY_TASK_ID$", "1", word))
     return words
 
 

@@ -242,7 +242,7 @@ def test_contradicting_options_end_before_anything_is_read(options, message, cap
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("value", "expected"), [("5", 5), ("", 3), ("many", 3), ("0", 0)])
-def test_processes_default_to_the_environment(value, expected, monkeypatch) -> None:
+@pytest.mark.parametrize(("value", "expected"), [("5", 5), ("", None), ("many", None), ("0", 0)])
+def test_processes_default_to_the_environment_and_are_chosen_without(value, expected, monkeypatch) -> None:
     monkeypatch.setenv("nnUNet_npp", value)
     assert predict._processes("nnUNet_npp") == expected

@@ -128,3 +128,122 @@ def test_processes_are_given_once_or_for_each_configuration(planned: Path) -> No
     assert default_processes(["2d", "3d_fullres", "3d_lowres", "mine"]) == [8, 4, 8, 4]
     with pytest.raises(ValueError, match="2 numbers of processes"):
         preprocess_dataset(7, configurations=["2d"], num_processes=(8, 4))
+
+
+def stored_at(folder: Path) -> dict[str, int]:
+    """When each file was written."""
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+
+def made_again(folder: Path, before: dict[str, int]) -> set[str]:
+    """The cases whose files are other ones than before."""
+    return {name.split(".")[0].removesuffix("_seg") for name, written in stored_at(folder).items() if before.get(name) != written}
+
+
+ALL_CASES = {f"case_{index:03d}" for index in range(3)}
+
+
+def test_cases_that_are_there_are_kept(planned: Path, capsys) -> None:
+    preprocess_dataset(7, configurations=["2d"], num_processes=1, show_progress_bar=False)
+    folder = planned / "nnUNetPlans_2d"
+    before = stored_at(folder)
+    preprocess_dataset(7, configurations=["2d"], num_processes=1, show_progress_bar=False)
+    assert made_again(folder, before) == set()
+    assert "3 of 3 cases are there already" in capsys.readouterr().out
+    assert json.loads((planned / "nnUNetPlans_2d.settings.json").read_text())["complete"]
+    preprocess_dataset(7, configurations=["2d"], num_processes=1, show_progress_bar=False, start_over=True)
+    assert made_again(folder, before) == ALL_CASES
+
+
+def touch_image(planned: Path, raw: Path) -> None:
+    image = raw / "imagesTr" / "case_001_0000.nii.gz"
+    os.utime(image, ns=(0, image.stat().st_mtime_ns + 1))
+
+
+def touch_label(planned: Path, raw: Path) -> None:
+    label = raw / "labelsTr" / "case_001.nii.gz"
+    os.utime(label, ns=(0, label.stat().st_mtime_ns + 1))
+
+
+def truncate(planned: Path, raw: Path) -> None:
+    with open(planned / "nnUNetPlans_2d" / "case_001.b2nd", "r+b") as file:
+        file.truncate(100)
+
+
+def remove_properties(planned: Path, raw: Path) -> None:
+    (planned / "nnUNetPlans_2d" / "case_001.pkl").unlink()
+
+
+def damage_record(planned: Path, raw: Path) -> None:
+    (planned / "nnUNetPlans_2d.cases" / "case_001.json").write_text('{"settings": ')
+
+
+@pytest.mark.parametrize("change", [touch_image, touch_label, truncate, remove_properties, damage_record])
+def test_a_case_whose_files_changed_is_made_again(planned: Path, nnunet_folders, change) -> None:
+    preprocess_dataset(7, configurations=["2d"], num_processes=1, show_progress_bar=False)
+    folder = planned / "nnUNetPlans_2d"
+    before = stored_at(folder)
+    change(planned, nnunet_folders["raw"] / DATASET)
+    preprocess_dataset(7, configurations=["2d"], num_processes=1, show_progress_bar=False)
+    assert made_again(folder, before) == {"case_001"}
+
+
+def change_spacing(planned: Path) -> None:
+    plans = json.loads((planned / "nnUNetPlans.json").read_text())
+    plans["configurations"]["2d"]["spacing"] = [1.5, 1.5]
+    change_json(planned / "nnUNetPlans.json", **plans)
+
+
+def change_patch_size(planned: Path) -> None:
+    plans = json.loads((planned / "nnUNetPlans.json").read_text())
+    plans["configurations"]["2d"]["patch_size"] = [16, 16]
+    change_json(planned / "nnUNetPlans.json", **plans)
+
+
+def change_labels(planned: Path) -> None:
+    change_json(planned / "dataset.json", labels={"background": 0, "organ": [1, 2], "lesion": 2}, regions_class_order=[1, 2])
+
+
+@pytest.mark.parametrize("change", [change_spacing, change_patch_size, change_labels])
+def test_other_settings_make_every_case_again(planned: Path, change) -> None:
+    preprocess_dataset(7, configurations=["2d"], num_processes=1, show_progress_bar=False)
+    before = stored_at(planned / "nnUNetPlans_2d")
+    change(planned)
+    preprocess_dataset(7, configurations=["2d"], num_processes=1, show_progress_bar=False)
+    assert made_again(planned / "nnUNetPlans_2d", before) == ALL_CASES
+
+
+def test_a_new_description_or_case_makes_no_other_case_again(planned: Path, nnunet_folders) -> None:
+    folder, raw = planned / "nnUNetPlans_2d", nnunet_folders["raw"] / DATASET
+    files = [raw / "imagesTr" / "case_002_0000.nii.gz", raw / "labelsTr" / "case_002.nii.gz"]
+    content = [file.read_bytes() for file in files]
+    tables = [folder / "labels.csv" for folder in (raw, planned)]
+    for file in (*files, *(table for table in tables if table.exists())):
+        file.unlink()
+    change_json(planned / "dataset.json", classification={})
+    preprocess_dataset(7, configurations=["2d"], num_processes=1, show_progress_bar=False)
+    before = stored_at(folder)
+    for file, old in zip(files, content, strict=True):
+        file.write_bytes(old)
+    change_json(planned / "dataset.json", numTraining=3, description="more")
+    preprocess_dataset(7, configurations=["2d"], num_processes=1, show_progress_bar=False)
+    assert made_again(folder, before) == {"case_002"}
+    for file in files:
+        file.unlink()
+    preprocess_dataset(7, configurations=["2d"], num_processes=1, show_progress_bar=False)
+    assert stored_at(folder) == before
+    assert {path.stem for path in (planned / "nnUNetPlans_2d.cases").iterdir()} == {"case_000", "case_001"}
+
+
+def test_parts_share_the_cases_and_the_last_one_completes_the_folder(planned: Path, capsys) -> None:
+    settings = planned / "nnUNetPlans_2d.settings.json"
+    options = {"configurations": ["2d"], "num_processes": 1, "show_progress_bar": False, "num_parts": 2}
+    preprocess_dataset(7, part_id=1, **options)
+    assert {path.stem for path in (planned / "nnUNetPlans_2d").glob("*.pkl")} == {"case_001"}
+    assert not json.loads(settings.read_text())["complete"]
+    assert "2 cases of other parts are not there yet" in capsys.readouterr().out
+    preprocess_dataset(7, part_id=0, **options)
+    assert {path.stem for path in (planned / "nnUNetPlans_2d").glob("*.pkl")} == ALL_CASES
+    assert json.loads(settings.read_text())["complete"]
+    with pytest.raises(ValueError, match="part_id is 2 and num_parts 2"):
+        preprocess_dataset(7, part_id=2, **options)

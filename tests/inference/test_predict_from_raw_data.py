@@ -397,7 +397,7 @@ def test_a_worker_that_dies_loses_its_case_only(model, images, tmp_path, monkeyp
     monkeypatch.setattr(data_iterators._Worker, "start_case", start_and_kill)
     items = list(data_iterators.preprocessed_cases(cases, settings, 1))
     assert [item["identifier"] for item in items] == ["case_0", "case_1", "case_2"]
-    assert "-9" in str(items[0]["failure"])
+    assert "signal 9, SIGKILL: most likely memory ran out" in str(items[0]["failure"])
     assert all(item["data"].shape == (1, 20, 22, 18) for item in items[1:])
 
 

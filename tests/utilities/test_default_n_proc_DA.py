@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pytest
 
@@ -27,16 +26,13 @@ def test_other_values_name_the_variable(monkeypatch: pytest.MonkeyPatch, text: s
         default_n_proc_DA.get_allowed_n_proc_DA()
 
 
-def test_the_quota_of_a_container_is_read_in_both_versions(tmp_path: Path) -> None:
-    assert default_n_proc_DA._control_group_cpus(tmp_path) is None
-    (tmp_path / "cpu").mkdir()
-    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("150000\n")
-    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
-    assert default_n_proc_DA._control_group_cpus(tmp_path) == 1.5
-    (tmp_path / "cpu.max").write_text("200000 100000\n")
-    assert default_n_proc_DA._control_group_cpus(tmp_path) == 2
-    (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert default_n_proc_DA._control_group_cpus(tmp_path) is None
+def test_the_share_of_a_slurm_job_limits_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    monkeypatch.setattr(default_n_proc_DA, "control_group_cpus", lambda: 3.5)
+    assert default_n_proc_DA.usable_cpus() == 4
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "2")
+    assert default_n_proc_DA.usable_cpus() == 2
 
 
 @pytest.mark.parametrize(("processes", "workers"), [(None, 6), ("2", 3), ("100", 1)])

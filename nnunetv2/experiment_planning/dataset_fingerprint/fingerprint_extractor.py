@@ -21,11 +21,13 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 from nnunetv2.imageio.voxel_grid import check_same_grid, voxel_grid
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
-from nnunetv2.scheduling import run_per_case
+from nnunetv2.preprocessing.memory_need import bytes_to_read_cases
+from nnunetv2.scheduling import LOCAL, run_per_case
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.file_io import load_json, save_json
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+from nnunetv2.utilities.worker_numbers import choose_workers
 
 # Foreground intensities drawn from all cases together; nnU-Net's number, which plans depend on in their last digits.
 TOTAL_SAMPLES = 10e7
@@ -46,6 +48,8 @@ class DatasetFingerprintExtractor:
     """
 
     show_progress_bar: bool = True
+    fit_processes: bool = False  # run() takes as many processes as CPUs and memory carry, instead of num_processes
+    scheduler: str = LOCAL  # where run() works: here, or the address of a Dask scheduler
 
     def __init__(self, dataset_name_or_id: str | int, num_processes: int = 8, verbose: bool = False) -> None:
         self.dataset_name = maybe_convert_to_dataset_name(dataset_name_or_id)
@@ -133,17 +137,19 @@ class DatasetFingerprintExtractor:
                 )
             return fingerprint
 
-        reader_writer_class = determine_reader_writer_from_dataset_json(
-            self.dataset_json, next(iter(self.dataset.values()))["images"][0]
-        )
+        reader_writer_class = determine_reader_writer_from_dataset_json(self.dataset_json, next(iter(self.dataset.values()))["images"][0])
         num_samples = int(self.num_foreground_voxels_for_intensitystats // len(self.dataset))
         results = run_per_case(
             type(self).analyze_case,
-            [(case["images"], case["label"], reader_writer_class, num_samples) for case in self.dataset.values()],
+            [
+                ([os.path.abspath(file) for file in case["images"]], os.path.abspath(case["label"]), reader_writer_class, num_samples)
+                for case in self.dataset.values()
+            ],
             identifiers=list(self.dataset),
-            num_processes=self.num_processes,
+            num_processes=self._number_of_processes(),
             description="fingerprint",
             show_progress=self.show_progress_bar,
+            scheduler=self.scheduler,
         )
         if self.verbose:
             for identifier, (shape, spacing, *_, relative_size) in zip(self.dataset, results, strict=True):
@@ -164,6 +170,16 @@ class DatasetFingerprintExtractor:
         os.makedirs(preprocessed_folder, exist_ok=True)
         save_json(fingerprint, fingerprint_file, sort_keys=True)
         return fingerprint
+
+    def _number_of_processes(self) -> int:
+        """Processes on this machine; says why where they were chosen, or where memory may not suffice."""
+        if self.scheduler != LOCAL:
+            return 1
+        need = bytes_to_read_cases({identifier: case["images"] for identifier, case in self.dataset.items()})
+        chosen = choose_workers("fingerprint", need, None if self.fit_processes else self.num_processes)
+        if chosen.message:
+            print(chosen.message)
+        return chosen.workers
 
     def check_number_of_channels(self, found: Sequence[int], expected: int) -> None:
         """Stop where cases have another number of channels than dataset.json."""

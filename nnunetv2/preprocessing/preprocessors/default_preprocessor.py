@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from os.path import join
 from typing import Any
 
@@ -19,17 +20,20 @@ from nnunetv2.imageio.label_values import (
 )
 from nnunetv2.imageio.voxel_grid import check_same_grid, voxel_grid
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+from nnunetv2.preprocessing.case_records import ENDINGS, CaseRecord, prepare_records, records_of_cases
 from nnunetv2.preprocessing.case_storage import comp_blosc2_params, store_case
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
+from nnunetv2.preprocessing.memory_need import bytes_to_preprocess_cases
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
-from nnunetv2.scheduling import run_per_case
+from nnunetv2.scheduling import LOCAL, run_per_case
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.default_n_proc_DA import usable_cpus
-from nnunetv2.utilities.file_io import load_json
+from nnunetv2.utilities.file_io import TEMPORARY_PREFIX, load_json
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+from nnunetv2.utilities.worker_numbers import choose_workers
 
 LabelOrRegion = int | tuple[int, ...]
 LOCATIONS_SEED = 1234  # nnU-Net's
@@ -45,6 +49,11 @@ class DefaultPreprocessor:
     """
 
     show_progress_bar: bool = True
+    start_over: bool = False  # run() makes every case again, also those that are there and have not changed
+    fit_processes: bool = False  # run() takes as many processes as CPUs and memory carry, instead of the number it is given
+    scheduler: str = LOCAL  # where run() works: here, or the address of a Dask scheduler
+    part_id: int = 0  # run() makes the cases of one part
+    num_parts: int = 1
 
     def __init__(self, verbose: bool = True) -> None:
         self.verbose = verbose
@@ -237,12 +246,16 @@ class DefaultPreprocessor:
     def run(self, dataset_name_or_id: int | str, configuration_name: str, plans_identifier: str, num_processes: int) -> None:
         """Preprocess every case of one configuration; a case is replaced when its new files are whole.
 
+        Cases that an earlier run made from the same files with the same settings and code are kept, see
+        :mod:`nnunetv2.preprocessing.case_records`, unless ``start_over`` is set.
+
         Raises:
             FileNotFoundError: If the raw dataset or the plans are missing.
             CaseErrors: Naming every case that failed; the others are done.
         """
         dataset_name = maybe_convert_to_dataset_name(dataset_name_or_id)
-        raw_folder, preprocessed_folder = join(nnUNet_raw, dataset_name), join(nnUNet_preprocessed, dataset_name)
+        # absolute: workers on other machines start elsewhere
+        raw_folder, preprocessed_folder = (os.path.abspath(join(root, dataset_name)) for root in (nnUNet_raw, nnUNet_preprocessed))
         plans_file = join(preprocessed_folder, plans_identifier + ".json")
         for path, step in ((raw_folder, "Put the raw dataset there"), (plans_file, "Run nnUNetv2_plan_experiment first")):
             if not os.path.exists(path):
@@ -254,20 +267,33 @@ class DefaultPreprocessor:
 
         output_folder = join(preprocessed_folder, configuration_manager.data_identifier)
         os.makedirs(output_folder, exist_ok=True)
-        _remove_other_files(output_folder, dataset)
-        identifiers = list(dataset)
-        tasks = [
-            (join(output_folder, i), dataset[i]["images"], dataset[i]["label"], plans_manager, configuration_manager, dataset_json)
-            for i in identifiers
-        ]
+        _remove_other_files(output_folder, dataset, with_remains=self.num_parts == 1)
+        prepare_records(output_folder, dataset)
+        records = records_of_cases(self, output_folder, dataset, plans_manager, configuration_manager, dataset_json)
+        identifiers = list(dataset)[self.part_id :: self.num_parts]
+        if not self.start_over:
+            identifiers = _not_current(identifiers, records)
+        shared = (plans_manager, configuration_manager, dataset_json)
+        cases = [(join(output_folder, i), dataset[i]["images"], dataset[i]["label"], *shared) for i in identifiers]
+        if self.scheduler == LOCAL:
+            need = bytes_to_preprocess_cases({i: dataset[i]["images"] for i in identifiers}, plans_manager, configuration_manager)
+            chosen = choose_workers("preprocessing", need, None if self.fit_processes else num_processes)
+            num_processes = min(chosen.workers, len(cases))
+            if chosen.message:
+                print(chosen.message)
+        else:
+            num_processes = 1  # each worker of a cluster counts its own threads
         run_per_case(
             _run_one_of_several,
-            [(self, min(num_processes, len(tasks)), *task) for task in tasks],
+            [(self, num_processes, records[i], *case) for i, case in zip(identifiers, cases, strict=True)],
             identifiers=identifiers,
             num_processes=num_processes,
             description="preprocessing",
             show_progress=self.show_progress_bar,
+            scheduler=self.scheduler,
         )
+        if self.scheduler != LOCAL:  # a worker that was given up but lives on may have been at the same case
+            _check_stored(identifiers, records)
 
     def modify_seg_fn(
         self, seg: np.ndarray, plans_manager: PlansManager, dataset_json: dict, configuration_manager: ConfigurationManager
@@ -276,15 +302,35 @@ class DefaultPreprocessor:
         return seg
 
 
-def _run_one_of_several(preprocessor: DefaultPreprocessor, num_processes: int, *task: Any) -> None:
+def _run_one_of_several(preprocessor: DefaultPreprocessor, num_processes: int, record: CaseRecord, *case: Any) -> None:
     """Store one case with this process' share of the cores: matrix products of all processes at once would overload them."""
-    if num_processes <= 1:
-        preprocessor.run_case_save(*task)
-        return
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(max(1, usable_cpus() // num_processes)):
-        preprocessor.run_case_save(*task)
+    record.remove()
+    with threadpool_limits(max(1, usable_cpus() // num_processes)) if num_processes > 1 else nullcontext():
+        preprocessor.run_case_save(*case)
+    record.write()
+
+
+def _check_stored(identifiers: Sequence[str], records: Mapping[str, CaseRecord]) -> None:
+    """Raise RuntimeError if cases that were just written are not there as a whole."""
+    missing = [identifier for identifier in identifiers if records[identifier].has_files() and not records[identifier].is_current()]
+    if missing:
+        raise RuntimeError(
+            f"{len(missing)} cases were written, but their files are not there or other ones: {', '.join(missing[:20])}. Check that all "
+            "workers see the same folders and that nothing else writes there, and run the command again: the other cases are kept."
+        )
+
+
+def _not_current(identifiers: Sequence[str], records: Mapping[str, CaseRecord]) -> list[str]:
+    """The cases that have to be made; says how many need not."""
+    todo = [identifier for identifier in identifiers if not records[identifier].is_current()]
+    if len(todo) < len(identifiers):
+        print(
+            f"{len(identifiers) - len(todo)} of {len(identifiers)} cases are there already, made from the same files with the same "
+            "settings and code, and are kept (--start_over makes them again)."
+        )
+    return todo
 
 
 def _as_stored_labels(seg: np.ndarray) -> np.ndarray:
@@ -323,9 +369,11 @@ def _voxels_by_label(seg: np.ndarray, labels: Sequence[int]) -> dict[int, np.nda
     return {label: flat[start:end] for label, start, end in zip(labels, starts, ends, strict=True)}
 
 
-def _remove_other_files(folder: str, dataset: dict[str, Any]) -> None:
-    """Remove cases that the dataset no longer has, unpacked files and remains of an interrupted run."""
-    kept = {f"{i}{ending}" for i in dataset for ending in (".b2nd", "_seg.b2nd", ".pkl")}
+def _remove_other_files(folder: str, dataset: dict[str, Any], *, with_remains: bool) -> None:
+    """Remove cases that the dataset no longer has and unpacked files; remains of an interrupted run too if no other one is at work."""
+    kept = {f"{i}{ending}" for i in dataset for ending in ENDINGS}
     for entry in os.scandir(folder):
+        if entry.name.startswith(TEMPORARY_PREFIX) and not with_remains:
+            continue
         if entry.is_file() and entry.name not in kept and entry.name.endswith((".b2nd", ".pkl", ".npz", ".npy")):
             os.unlink(entry.path)

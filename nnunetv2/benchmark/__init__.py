@@ -1,0 +1,1 @@
+"""What limits a training on the user's own data and machine."""

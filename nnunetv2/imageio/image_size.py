@@ -1,0 +1,56 @@
+"""Sizes of images without reading their voxels."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+COMPRESSED = (".gz", ".png", ".jpg", ".jpeg", ".bz2", ".zip")
+# Of formats that are compressed and cannot be looked into: one byte of file for so many voxels, as in CT stored as .nii.gz.
+VOXELS_PER_COMPRESSED_BYTE = 2
+HEADERS_READ = 32
+
+
+@dataclass(frozen=True)
+class ImageSize:
+    """Voxels of one image file."""
+
+    voxels: int  # without channels
+    channels: int = 1
+    spacing: tuple[float, ...] | None = None  # mm, slowest axis first as readers give it; None where the file does not say
+
+
+def image_size(file: str | os.PathLike[str]) -> ImageSize:
+    """Size from the header; where it cannot be read, a guess from the size of the file."""
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(os.fspath(file))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:  # a format of another library, or a broken file, which whoever reads it will report
+        size = os.path.getsize(file) if os.path.isfile(file) else 0
+        return ImageSize(size * VOXELS_PER_COMPRESSED_BYTE if os.fspath(file).lower().endswith(COMPRESSED) else size)
+    spacing = tuple(reversed(reader.GetSpacing()))
+    return ImageSize(math.prod(reader.GetSize()), reader.GetNumberOfComponents(), (999.0,) * (3 - len(spacing)) + spacing)
+
+
+def sizes_of_cases(files: Mapping[str, Sequence[str]], headers_read: int = HEADERS_READ) -> dict[str, list[ImageSize]]:
+    """Sizes of the image files of every case.
+
+    Headers are read of the cases with the largest files only; the others count like the smallest of those, scaled by their file sizes.
+
+    Args:
+        files: By case the files of its channels.
+        headers_read: Number of cases whose headers are read.
+    """
+    bytes_of_files = {case: sum(os.path.getsize(file) for file in names if os.path.isfile(file)) for case, names in files.items()}
+    descending = sorted(files, key=bytes_of_files.__getitem__, reverse=True)
+    sizes = {case: [image_size(file) for file in files[case]] for case in descending[:headers_read]}
+    for case in descending[headers_read:]:
+        known = descending[headers_read - 1]
+        share = bytes_of_files[case] / max(1, bytes_of_files[known])
+        sizes[case] = [ImageSize(round(size.voxels * share), size.channels, size.spacing) for size in sizes[known]]
+    return sizes

@@ -1,0 +1,121 @@
+"""How many cases are read ahead and written at the same time, so that they fit into memory beside the network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nnunetv2.imageio.image_size import ImageSize, sizes_of_cases
+from nnunetv2.preprocessing.memory_need import bytes_to_preprocess, enlargement
+from nnunetv2.utilities.default_n_proc_DA import usable_cpus
+from nnunetv2.utilities.machine import UsableMemory, as_gigabytes, usable_memory
+from nnunetv2.utilities.worker_numbers import USABLE_SHARE, WORKER_BYTES
+
+if TYPE_CHECKING:
+    from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
+USUAL_WORKERS = 3  # nnU-Net's numbers of processes that read, and that write
+LOGIT_BYTES = 4
+# While labels are made: a resampled channel, the best value so far, labels, and intermediate axes, each by voxel of the image.
+EXPORT_BYTES_PER_VOXEL = 20
+PROBABILITY_BYTES = 8  # by class and voxel of the image, where probabilities are written: logits and probabilities
+# Results in the main process: the one that the tiles are added to, and the mean over folds.
+RESULTS_OF_NETWORK = 2
+
+
+@dataclass(frozen=True)
+class PredictionWorkers:
+    """Numbers for ``predict_from_files``, and the line that tells the user."""
+
+    reading: int
+    writing: int
+    message: str
+
+
+@dataclass(frozen=True)
+class PredictionNeed:
+    """Memory of the largest case, in bytes."""
+
+    identifier: str
+    reading: int  # in a process that preprocesses it
+    result: int  # logits on the network's grid
+    writing: int  # result and export of one case
+
+    def total(self, reading: int, writing: int) -> int:
+        """With so many cases read ahead and written at the same time."""
+        return reading * (WORKER_BYTES + self.reading) + writing * self.writing + RESULTS_OF_NETWORK * self.result
+
+
+def largest_need(
+    images: Mapping[str, Sequence[str]],
+    plans_manager: PlansManager,
+    configuration_manager: ConfigurationManager,
+    num_heads: int,
+    with_probabilities: bool = False,
+) -> PredictionNeed:
+    """Need of the case that takes most, from headers.
+
+    Args:
+        images: By case the files of its channels; at least one case.
+        plans_manager: Of the model.
+        configuration_manager: Of the model.
+        num_heads: Channels of the network's output.
+        with_probabilities: They are written too.
+    """
+
+    def need(identifier: str, sizes: Sequence[ImageSize]) -> PredictionNeed:
+        voxels = max((size.voxels for size in sizes), default=0)
+        factor = enlargement(sizes[0].spacing, plans_manager, configuration_manager) if sizes else 1.0
+        result = round(LOGIT_BYTES * num_heads * voxels * factor)
+        export = voxels * (PROBABILITY_BYTES * num_heads if with_probabilities else EXPORT_BYTES_PER_VOXEL)
+        return PredictionNeed(identifier, bytes_to_preprocess(sizes, plans_manager, configuration_manager), result, result + export)
+
+    return max((need(name, sizes) for name, sizes in sizes_of_cases(images).items()), key=lambda found: found.total(1, 1))
+
+
+def plan_prediction_workers(
+    need: PredictionNeed,
+    number_of_cases: int,
+    reading: int | None,
+    writing: int | None,
+    *,
+    cpus: int | None = None,
+    memory: UsableMemory | None = None,
+) -> PredictionWorkers:
+    """Numbers that fit; those that the user gave are kept, with a warning where memory will likely not suffice.
+
+    Args:
+        need: Of the largest case.
+        number_of_cases: To predict.
+        reading: The user's ``-npp``; None: choose.
+        writing: The user's ``-nps``; None: choose.
+        cpus: That may be used; None: look.
+        memory: That is free; None: look.
+    """
+    memory = usable_memory() if memory is None else memory
+    most = max(1, min(USUAL_WORKERS, usable_cpus() if cpus is None else cpus, number_of_cases))
+    numbers = [most if reading is None else reading, most if writing is None else writing]
+    chosen = [reading is None, writing is None]
+    costs = (need.reading + WORKER_BYTES, need.writing)
+    while memory is not None and need.total(*numbers) > USABLE_SHARE * memory.bytes:
+        reducible = [which for which in (0, 1) if chosen[which] and numbers[which] > 1]
+        if not reducible:
+            break
+        numbers[max(reducible, key=lambda which: costs[which] * numbers[which])] -= 1
+    total = need.total(*numbers)
+    fits = memory is None or total <= USABLE_SHARE * memory.bytes
+    facts = f"the largest case ({need.identifier}) takes about {as_gigabytes(costs[0])} to be read, {as_gigabytes(costs[1])} to be written"
+    free = "" if memory is None else f", and {as_gigabytes(memory.bytes)} of memory are free in {memory.limited_by}"
+    if not fits:
+        advice = "" if all(chosen) else "; give smaller numbers (-npp, -nps), or leave them out to have them chosen"
+        message = (
+            f"WARNING: prediction may run out of memory with {numbers[0]} cases read ahead and {numbers[1]} written: {facts}{free}{advice}."
+        )
+    elif not any(chosen) or number_of_cases < 2:
+        message = ""
+    else:
+        message = (
+            f"prediction: {numbers[0]} cases at most are read ahead and {numbers[1]} written at the same time (-npp, -nps): {facts}{free}."
+        )
+    return PredictionWorkers(*numbers, message)

@@ -1,0 +1,149 @@
+"""Cases on a Dask cluster: nothing is lost or done to different ends when workers are killed. Skipped without Dask."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tiny_datasets import PLANNER, PLANS, write_tiny_dataset
+from tiny_models import write_images, write_model
+
+from nnunetv2.scheduling import CaseFailure, WorkerDied, run_per_case
+from nnunetv2.utilities import dask_cluster
+from nnunetv2.utilities.dask_cluster import ClusterError, connect
+
+distributed = pytest.importorskip("distributed")
+dask = pytest.importorskip("dask")
+
+
+def work(value: int, behaviour: str = "fine") -> int:
+    if behaviour == "fails":
+        raise ValueError(f"no {value}")
+    if behaviour == "is killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 2 * value
+
+
+def environment_of_worker(name: str) -> str | None:
+    return os.environ.get(name)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """Address of a scheduler with two workers, which are started again when they are killed."""
+    # Workers that die once count as lost at once; otherwise it takes four deaths.
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0", host="127.0.0.1", silence_logs=50
+        ) as local,
+    ):
+        yield local.scheduler_address
+
+
+def kill_a_worker_when(address: str, is_time: Callable[[], bool]) -> threading.Thread:
+    """A thread that kills one worker process as soon as something has happened."""
+
+    def watch() -> None:
+        client = connect(address)
+        processes = list(client.run(os.getpid).values())
+        while not is_time():
+            time.sleep(0.002)
+        os.kill(processes[0], signal.SIGKILL)
+        client.close()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread
+
+
+def test_results_failures_and_deaths_are_those_of_their_cases(cluster: str, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"case_{letter}" for letter in "abcdef"]
+    tasks = [(0,), (1, "fails"), (2, "is killed"), (3,), (4,), (5,)]
+    seen = {}
+    results = run_per_case(
+        work,
+        tasks,
+        identifiers=names,
+        num_processes=1,
+        show_progress=False,
+        on_error="return",
+        on_result=seen.__setitem__,
+        scheduler=cluster,
+    )
+    assert [results[index] for index in (0, 3, 4, 5)] == [0, 6, 8, 10]
+    assert isinstance(results[1], CaseFailure) and str(results[1]) == "case_b: no 1" and "in work" in results[1].traceback_text
+    assert isinstance(results[2].error, WorkerDied) and "case_c" in str(results[2]) and "memory" in str(results[2])
+    assert seen == dict(enumerate(results))
+    assert "2 workers, 2 cases at a time" in capsys.readouterr().out
+
+
+def test_workers_know_where_the_users_classes_are(cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("nnUNet_extTrainer", "/somewhere")
+    options = {"identifiers": ["a"], "num_processes": 1, "show_progress": False, "scheduler": cluster}
+    assert run_per_case(environment_of_worker, [("nnUNet_extTrainer",)], **options) == ["/somewhere"]
+
+
+def test_workers_of_another_version_are_refused(cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dask_cluster, "package_version", lambda: "0.0")
+    with pytest.raises(RuntimeError, match="the command that asks it 0.0"):
+        run_per_case(work, [(1,)], identifiers=["a"], num_processes=1, show_progress=False, scheduler=cluster)
+
+
+def test_a_scheduler_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dask_cluster, "SECONDS_TO_CONNECT", 1)
+    with pytest.raises(ClusterError, match="tcp://127.0.0.1:9"):
+        run_per_case(work, [(1,)], identifiers=["a"], num_processes=1, show_progress=False, scheduler="tcp://127.0.0.1:9")
+    with pytest.raises(ClusterError, match=r"dask scheduler --scheduler-file .*none\.json"):
+        connect(str(tmp_path / "none.json"))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_worker_killed_in_preprocessing_costs_no_case(cluster: str, nnunet_folders: dict[str, Path]) -> None:
+    from nnunetv2.cli.plan_and_preprocess import extract_fingerprint_entry, plan_experiment_entry, preprocess_entry
+
+    write_tiny_dataset(nnunet_folders["raw"] / "Dataset007_Tiny", num_cases=8)
+    preprocessed = nnunet_folders["preprocessed"] / "Dataset007_Tiny"
+    extract_fingerprint_entry(["-d", "7", "--no_pbar", "--scheduler", cluster])
+    plan_experiment_entry(["-d", "7", "-pl", PLANNER])
+    command = ["-d", "7", "-p", PLANS, "-c", "3d_fullres", "-np", "1", "--no_pbar"]
+    folder, records = (preprocessed / f"{PLANS}_3d_fullres{ending}" for ending in ("", ".cases"))
+
+    killer = kill_a_worker_when(cluster, lambda: records.is_dir() and len(list(records.glob("case_*.json"))) >= 2)
+    preprocess_entry([*command, "--scheduler", cluster])
+    killer.join()
+    on_cluster = content(folder)
+    assert len(on_cluster) == 3 * 8 and not any(name.startswith(".tmp") for name in on_cluster)
+
+    preprocess_entry([*command, "--start_over"])
+    assert content(folder) == on_cluster
+
+
+def test_a_worker_killed_in_prediction_costs_no_case(cluster: str, tmp_path: Path) -> None:
+    from nnunetv2.cli.predict import predict_modelfolder_entry
+
+    images, here, there = tmp_path / "images", tmp_path / "here", tmp_path / "there"
+    write_images(images, number=8)
+    model = write_model(tmp_path / "model", classification=True)
+    command = ["-m", str(model), "-i", str(images), "-f", "0", "--disable_tta", "-device", "cpu", "--save_cls", "--disable_progress_bar"]
+    killer = kill_a_worker_when(cluster, lambda: len(list(there.glob("case_*.nii.gz"))) >= 2)
+    predict_modelfolder_entry([*command, "-o", str(there), "--scheduler", cluster])
+    killer.join()
+    predict_modelfolder_entry([*command, "-o", str(here), "-npp", "0", "-nps", "0"])
+    first, second = content(here), content(there)
+    assert sorted(first) == sorted(second) and len([name for name in first if name.endswith(".nii.gz")]) == 8
+    assert all(second[name] == written for name, written in first.items() if name.endswith((".nii.gz", ".csv")))
+
+    (there / "case_3.nii.gz").unlink()
+    before = {path.name: path.stat().st_mtime_ns for path in there.glob("*.nii.gz")}
+    predict_modelfolder_entry([*command, "-o", str(there), "--scheduler", cluster, "--continue_prediction"])
+    after = {path.name: path.stat().st_mtime_ns for path in there.glob("*.nii.gz")}
+    assert {name for name in after if after[name] != before.get(name)} == {"case_3.nii.gz"}
