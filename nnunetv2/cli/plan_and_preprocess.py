@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from nnunetv2.cli.arguments import (
     add_dataset_ids,
     add_no_progress_bar,
+    add_processes,
     add_verbose,
     dataset_id_or_name,
     number_of_processes,
@@ -21,12 +22,16 @@ FINGERPRINT_PROCESSES = 8
 def build_plan_and_preprocess_parser() -> argparse.ArgumentParser:
     """Options of ``nnUNetv2_plan_and_preprocess``."""
     parser = argparse.ArgumentParser(
-        prog="nnUNetv2_plan_and_preprocess", description="Fingerprint, plans and preprocessed cases of datasets, all in one."
+        prog="nnUNetv2_plan_and_preprocess", description="Make fingerprint, plans and preprocessed cases of datasets, in one go."
     )
     add_dataset_ids(parser)
     add_fingerprint_options(parser)
     parser.add_argument(
-        "-npfp", type=number_of_processes, default=FINGERPRINT_PROCESSES, help="processes for the fingerprint (default: %(default)s)"
+        "-npfp",
+        type=number_of_processes,
+        default=FINGERPRINT_PROCESSES,
+        metavar="N",
+        help="worker processes for the fingerprint (default: %(default)s)",
     )
     parser.add_argument("--no_pp", action="store_true", help="stop after planning, do not preprocess")
     add_planning_options(parser)
@@ -59,19 +64,17 @@ def plan_and_preprocess_entry(argv: Sequence[str] | None = None) -> None:
     if not args.no_pp:
         print("Preprocessing...")
         processes = default_processes(args.c) if args.np is None else args.np
-        preprocess(args.d, plans_name, args.c, processes, args.verbose, not args.no_pbar)
+        preprocess(args.d, plans_name, args.c, processes, args.verbose, not args.no_pbar, resume=args.resume)
 
 
 def build_extract_fingerprint_parser() -> argparse.ArgumentParser:
     """Options of ``nnUNetv2_extract_fingerprint``."""
-    from nnunetv2.configuration import default_num_processes  # read on use: a wrong value is a message, not a traceback
-
     parser = argparse.ArgumentParser(
-        prog="nnUNetv2_extract_fingerprint", description="Sizes, spacings and intensities of datasets: dataset_fingerprint.json."
+        prog="nnUNetv2_extract_fingerprint", description="Collect sizes, spacings and intensities of datasets in dataset_fingerprint.json."
     )
     add_dataset_ids(parser)
     add_fingerprint_options(parser)
-    parser.add_argument("-np", type=number_of_processes, default=default_num_processes, help="processes (default: %(default)s)")
+    add_processes(parser)
     add_verbose(parser)
     add_no_progress_bar(parser)
     return parser
@@ -90,7 +93,7 @@ def extract_fingerprint_entry(argv: Sequence[str] | None = None) -> None:
 def build_plan_experiment_parser() -> argparse.ArgumentParser:
     """Options of ``nnUNetv2_plan_experiment``."""
     parser = argparse.ArgumentParser(
-        prog="nnUNetv2_plan_experiment", description="Plans of datasets whose fingerprint exists: network, patch size, batch size."
+        prog="nnUNetv2_plan_experiment", description="Plan datasets whose fingerprint exists: network, patch size, batch size."
     )
     add_dataset_ids(parser)
     add_planning_options(parser)
@@ -114,7 +117,7 @@ def build_preprocess_parser() -> argparse.ArgumentParser:
     """Options of ``nnUNetv2_preprocess``."""
     parser = argparse.ArgumentParser(prog="nnUNetv2_preprocess", description="Preprocess datasets whose plans exist.")
     add_dataset_ids(parser)
-    parser.add_argument("-plans_name", "-p", default="nnUNetPlans", help="name of the plans (default: %(default)s)")
+    parser.add_argument("-plans_name", "-p", default="nnUNetPlans", metavar="NAME", help="name of the plans (default: %(default)s)")
     add_preprocessing_options(parser)
     add_verbose(parser)
     add_no_progress_bar(parser)
@@ -131,7 +134,7 @@ def preprocess_entry(argv: Sequence[str] | None = None) -> None:
     from nnunetv2.experiment_planning.plan_and_preprocess_api import default_processes, preprocess
 
     processes = default_processes(args.c) if args.np is None else args.np
-    preprocess(args.d, args.plans_name, args.c, processes, args.verbose, not args.no_pbar)
+    preprocess(args.d, args.plans_name, args.c, processes, args.verbose, not args.no_pbar, resume=args.resume)
 
 
 def build_move_plans_parser() -> argparse.ArgumentParser:
@@ -158,31 +161,34 @@ def move_plans_entry(argv: Sequence[str] | None = None) -> None:
 
 def add_fingerprint_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "-fpe", default="DatasetFingerprintExtractor", help="fingerprint extractor, a class name (default: %(default)s)"
+        "-fpe", default="DatasetFingerprintExtractor", metavar="CLASS", help="fingerprint extractor, a class name (default: %(default)s)"
     )
     parser.add_argument(
         "--verify_dataset_integrity",
         action="store_true",
-        help="check every file before; recommended once for every new dataset",
+        help="check every file of the dataset first; recommended once for every new dataset",
     )
-    parser.add_argument("--clean", action="store_true", help="compute the fingerprint again where it exists")
+    parser.add_argument("--clean", action="store_true", help="compute a fingerprint again that exists already")
 
 
 def add_planning_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-pl",
         default="ExperimentPlanner",
+        metavar="CLASS",
         help="planner, a class name (default: %(default)s); nnUNetPlannerResEncM, L, XL for residual encoders, "
         "nnUNetPlannerResEncXS for a first try without a GPU",
     )
     parser.add_argument("-gpu_memory_target", type=float, metavar="GB", help="memory of a training step (default: the planner's own)")
-    parser.add_argument("-preprocessor_name", default="DefaultPreprocessor", help="preprocessor, a class name (default: %(default)s)")
+    parser.add_argument(
+        "-preprocessor_name", default="DefaultPreprocessor", metavar="CLASS", help="preprocessor, a class name (default: %(default)s)"
+    )
     parser.add_argument(
         "-overwrite_target_spacing",
         nargs="+",
         type=float,
         metavar="MM",
-        help="voxel size of 3d_fullres, three numbers in the reader's axis order (z y x for NIfTI)",
+        help="voxel size of 3d_fullres, three numbers in the reader's axis order, which is z y x for NIfTI (default: the planner's choice)",
     )
     parser.add_argument("-overwrite_plans_name", metavar="NAME", help="name of the plans (default: the planner's own)")
 
@@ -200,7 +206,12 @@ def add_preprocessing_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=number_of_processes,
         metavar="N",
-        help="processes, one number or one for each configuration (default: 2d 8, 3d_fullres 4, 3d_lowres 8, others 4)",
+        help="worker processes, one number or one for each configuration (default: 2d 8, 3d_fullres 4, 3d_lowres 8, others 4)",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="keep the preprocessed cases that an earlier run with the same settings has finished and whose files are unchanged",
     )
 
 

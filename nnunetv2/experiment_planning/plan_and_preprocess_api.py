@@ -12,7 +12,7 @@ from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor impo
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.experiment_planning.verify_dataset_integrity import check_files_of_cases, verify_dataset_integrity
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
-from nnunetv2.preprocessing.settings import changed_settings, preprocessing_settings, read_settings, write_settings
+from nnunetv2.preprocessing.settings import changed_settings, preprocessing_settings, read_settings, usable_since, write_settings
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.file_io import copy_file, load_json
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
@@ -152,6 +152,8 @@ def preprocess_dataset(
     num_processes: int | Sequence[int] = (8, 4, 8),
     verbose: bool = False,
     show_progress_bar: bool = True,
+    *,
+    resume: bool = False,
 ) -> None:
     """Preprocess one dataset, and copy its segmentations for the validation.
 
@@ -162,6 +164,7 @@ def preprocess_dataset(
         num_processes: Cases at the same time; one number, or one for each configuration.
         verbose: Say more while working.
         show_progress_bar: Off for log files.
+        resume: Keep cases that an earlier run with the same settings has finished and whose files have not changed since.
 
     Raises:
         FileNotFoundError: If the plans do not exist.
@@ -194,7 +197,7 @@ def preprocess_dataset(
     copy_label_tables(raw_folder, preprocessed_folder, dataset_json, list(dataset))
     for configuration in present:
         preprocess_configuration(
-            dataset_name, plans_manager, plans_identifier, configuration, processes[configuration], verbose, show_progress_bar
+            dataset_name, plans_manager, plans_identifier, configuration, processes[configuration], verbose, show_progress_bar, resume
         )
     copy_segmentations(dataset, preprocessed_folder, dataset_json["file_ending"])
 
@@ -206,10 +209,12 @@ def preprocess(
     num_processes: int | Sequence[int] = (8, 4, 8),
     verbose: bool = False,
     show_progress_bar: bool = True,
+    *,
+    resume: bool = False,
 ) -> None:
     """Preprocess several datasets, see `preprocess_dataset`."""
     for dataset_id in dataset_ids:
-        preprocess_dataset(dataset_id, plans_identifier, configurations, num_processes, verbose, show_progress_bar)
+        preprocess_dataset(dataset_id, plans_identifier, configurations, num_processes, verbose, show_progress_bar, resume=resume)
 
 
 def default_processes(configurations: Sequence[str]) -> list[int]:
@@ -228,6 +233,7 @@ def preprocess_configuration(
     num_processes: int,
     verbose: bool,
     show_progress_bar: bool,
+    resume: bool = False,
 ) -> None:
     """One configuration; says if its folder held cases that were made differently, and notes how they are made now."""
     print(f"Configuration: {configuration}...")
@@ -242,10 +248,15 @@ def preprocess_configuration(
             f"{previous.get('plans_name')}. It is replaced now; to keep both, plan with -overwrite_plans_name and a planner "
             "that does not share this folder."
         )
-    # An interrupted run leaves a mixture of old and new cases, or not all of them; training refuses those.
-    write_settings(preprocessed_folder, configuration_manager, settings, is_complete=False)
+    kept_since = usable_since(preprocessed_folder, configuration_manager, settings) if resume else None
+    if resume and kept_since is None:
+        print("There is nothing to resume: no earlier run with these settings is known. All cases are preprocessed.")
+    if kept_since is None:
+        # An interrupted run leaves a mixture of old and new cases, or not all of them; training refuses those.
+        write_settings(preprocessed_folder, configuration_manager, settings, is_complete=False)
     preprocessor = configuration_manager.preprocessor_class(verbose=verbose)
     preprocessor.show_progress_bar = show_progress_bar
+    preprocessor.keep_cases_since = kept_since
     preprocessor.run(dataset_name, configuration, plans_identifier, num_processes=num_processes)
     write_settings(preprocessed_folder, configuration_manager, settings, is_complete=True)
 

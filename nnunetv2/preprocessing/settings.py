@@ -58,6 +58,18 @@ def write_settings(
     save_json({**settings, COMPLETE: is_complete}, _settings_file(preprocessed_folder, configuration_manager))
 
 
+def usable_since(preprocessed_folder: str, configuration_manager: ConfigurationManager, settings: Mapping[str, Any]) -> float | None:
+    """From which moment on, in seconds, the cases of a configuration's folder were made with these settings; None if that is not known.
+
+    The file is written when a run begins, so cases of a run that was interrupted are newer than it. A run that came to its end has made
+    all of them.
+    """
+    previous = read_settings(preprocessed_folder, configuration_manager)
+    if previous is None or changed_settings(previous, settings):
+        return None
+    return 0.0 if previous.get(COMPLETE, True) else os.path.getmtime(_settings_file(preprocessed_folder, configuration_manager))
+
+
 def check_preprocessed_data(preprocessed_folder: str, plans_manager: PlansManager, configuration_manager: ConfigurationManager) -> None:
     """Stop where a configuration's folder was not made by these plans, or not completely.
 
@@ -79,7 +91,7 @@ def check_preprocessed_data(preprocessed_folder: str, plans_manager: PlansManage
         )
     if not previous.get(COMPLETE, True):
         raise ValueError(
-            f"Preprocessing of {folder} was interrupted or failed for some cases, so cases are missing or old. Run it again: {again}. "
+            f"Preprocessing of {folder} was interrupted or failed for some cases, so cases are missing or old. Go on with it: {again} --resume. "
             f"To train with what is there, remove {_settings_file(preprocessed_folder, configuration_manager)}."
         )
 

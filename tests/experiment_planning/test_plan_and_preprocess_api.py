@@ -105,6 +105,53 @@ def test_a_failed_preprocessing_keeps_older_cases_but_says_that_it_is_not_comple
     assert {path.name: path.read_bytes() for path in folder.glob("case_001*")} == before and len(before) == 3
 
 
+def preprocessed_again(planned: Path, **options) -> list[str]:
+    """Identifiers of the cases that a further run with ``resume`` has written."""
+    files = list((planned / "nnUNetPlans_2d").glob("*.pkl"))
+    for file in planned.glob("nnUNetPlans_2d/*"):
+        os.utime(file, (file.stat().st_atime, file.stat().st_mtime - 1))  # so that a file written anew is newer on every file system
+    before = {file: file.stat().st_mtime_ns for file in files}
+    preprocess_dataset(7, configurations=["2d"], num_processes=1, show_progress_bar=False, resume=True)
+    return sorted(file.stem for file in (planned / "nnUNetPlans_2d").glob("*.pkl") if file.stat().st_mtime_ns != before.get(file))
+
+
+def make_older(folder: Path, seconds: float) -> None:
+    for file in folder.rglob("*"):
+        os.utime(file, (file.stat().st_atime, file.stat().st_mtime - seconds))
+
+
+def test_an_interrupted_preprocessing_is_resumed(planned: Path, nnunet_folders, capsys) -> None:
+    make_older(nnunet_folders["raw"], 1000)
+    image = nnunet_folders["raw"] / DATASET / "imagesTr" / "case_001_0000.nii.gz"
+    settings, whole = planned / "nnUNetPlans_2d.settings.json", image.read_bytes()
+    image.write_bytes(b"broken")
+    with pytest.raises(RuntimeError, match="case_001"):
+        preprocess_dataset(7, configurations=["2d"], num_processes=1, show_progress_bar=False)
+    os.utime(settings, (0, settings.stat().st_mtime - 10))
+    image.write_bytes(whole)
+    assert preprocessed_again(planned) == ["case_001"]
+    assert "2 of 3 cases are finished already; 1 remain" in capsys.readouterr().out
+    assert json.loads(settings.read_text())["complete"]
+
+    os.utime(image)  # a case whose image was replaced since
+    assert preprocessed_again(planned) == ["case_001"]
+    make_older(nnunet_folders["raw"], 1000)
+    (planned / "nnUNetPlans_2d" / "case_002_seg.b2nd").unlink()
+    assert preprocessed_again(planned) == ["case_002"]
+
+
+def test_cases_made_with_other_settings_or_before_an_interrupted_run_are_not_kept(planned: Path, nnunet_folders, capsys) -> None:
+    make_older(nnunet_folders["raw"], 1000)
+    preprocess_dataset(7, configurations=["2d"], num_processes=1, show_progress_bar=False)
+    settings = planned / "nnUNetPlans_2d.settings.json"
+    change_json(settings, complete=False)  # newer than the cases now, as where a run ended before its first case
+    make_older(planned / "nnUNetPlans_2d", 10)
+    assert len(preprocessed_again(planned)) == 3
+    change_json(settings, spacing=[9.0, 9.0])
+    assert len(preprocessed_again(planned)) == 3
+    assert "nothing to resume" in capsys.readouterr().out
+
+
 def test_plans_must_be_those_of_the_dataset(planned: Path) -> None:
     change_json(planned / "nnUNetPlans.json", dataset_name="Dataset001_Other")
     with pytest.raises(ValueError, match="Dataset001_Other"):

@@ -45,6 +45,7 @@ class DefaultPreprocessor:
     """
 
     show_progress_bar: bool = True
+    keep_cases_since: float | None = None  # keep cases that were stored then (seconds since 1970) or later; None: make all of them anew
 
     def __init__(self, verbose: bool = True) -> None:
         self.verbose = verbose
@@ -256,6 +257,16 @@ class DefaultPreprocessor:
         os.makedirs(output_folder, exist_ok=True)
         _remove_other_files(output_folder, dataset)
         identifiers = list(dataset)
+        if self.keep_cases_since is not None:
+            description = os.path.getmtime(join(raw_folder, "dataset.json"))
+            identifiers = [
+                i
+                for i in identifiers
+                if not _is_stored_since(
+                    join(output_folder, i), self.keep_cases_since, [*dataset[i]["images"], dataset[i]["label"]], description
+                )
+            ]
+            print(f"{len(dataset) - len(identifiers)} of {len(dataset)} cases are finished already; {len(identifiers)} remain.")
         tasks = [
             (join(output_folder, i), dataset[i]["images"], dataset[i]["label"], plans_manager, configuration_manager, dataset_json)
             for i in identifiers
@@ -321,6 +332,15 @@ def _voxels_by_label(seg: np.ndarray, labels: Sequence[int]) -> dict[int, np.nda
     flat, values = flat[order], values[order]
     starts, ends = np.searchsorted(values, labels, side="left"), np.searchsorted(values, labels, side="right")
     return {label: flat[start:end] for label, start, end in zip(labels, starts, ends, strict=True)}
+
+
+def _is_stored_since(path_truncated: str, start: float, raw_files: Sequence[str], description: float) -> bool:
+    """Whether a case is complete, not older than a moment and newer than what it was made of (times in seconds)."""
+    files = [path_truncated + ending for ending in (".b2nd", "_seg.b2nd", ".pkl")]
+    if not all(os.path.isfile(file) for file in files):
+        return False
+    stored = min(map(os.path.getmtime, files))
+    return stored >= start and stored > max([description, *map(os.path.getmtime, raw_files)])
 
 
 def _remove_other_files(folder: str, dataset: dict[str, Any]) -> None:
