@@ -12,6 +12,7 @@ import nnunetv2
 
 PACKAGE = Path(nnunetv2.__file__).parent
 PYPROJECT = PACKAGE.parent / "pyproject.toml"
+OLDEST = Path(__file__).parent / "oldest-requirements.txt"
 
 # Import names of requirements that have another name on PyPI.
 IMPORT_NAMES = {"scikit-learn": "sklearn", "scikit-image": "skimage", "pillow": "PIL"}
@@ -78,6 +79,16 @@ def test_the_requirements_are_what_is_imported() -> None:
     assert "distutils" not in imported  # gone since Python 3.12, though a list of standard modules may still have it
     others = imported - required - OPTIONAL - set(sys.stdlib_module_names) - {"nnunetv2"}
     assert not others, f"imported, but not required: {sorted(others)}"
+
+
+def test_the_oldest_versions_are_those_that_are_admitted() -> None:
+    """So that what is tested with ``oldest-requirements.txt`` is what ``pyproject.toml`` promises."""
+    pinned = dict(re.findall(r"^([\w-]+)==([\d.]+)$", OLDEST.read_text(encoding="utf-8"), re.MULTILINE))
+    bounds = dict(re.findall(r'^\s*(?:test = \[)?"([\w-]+)>=([\d.]+)', PYPROJECT.read_text(encoding="utf-8"), re.MULTILINE))
+    assert {"torch", "numpy", "pytest"} <= set(bounds)
+    bounds.pop("setuptools", None)
+    for name, bound in bounds.items():
+        assert re.fullmatch(re.escape(bound) + r"(\.0)*", pinned[name]), f"{name}: {bound} is admitted, {pinned[name]} pinned"
 
 
 def test_no_cache_keeps_objects_alive() -> None:
