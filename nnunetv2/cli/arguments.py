@@ -151,6 +151,15 @@ def model_folder(args: argparse.Namespace) -> str:
     return get_output_folder(args.d, args.tr or MULTITASK_TRAINER, args.p or DEFAULT_PLANS, args.c)
 
 
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    """``-np``: worker processes, as many as ``nnUNet_def_n_proc`` says."""
+    from nnunetv2.configuration import default_num_processes  # read on use: a wrong value is a message, not a traceback
+
+    parser.add_argument(
+        "-np", type=number_of_processes, default=default_num_processes, metavar="N", help="worker processes (default: %(default)s)"
+    )
+
+
 def add_verbose(parser: argparse.ArgumentParser) -> None:
     """``--verbose``: say more, and show tracebacks."""
     parser.add_argument("--verbose", action="store_true", help="say more while working, and show the traceback of an error")
@@ -169,4 +178,4 @@ def add_scheduler(parser: argparse.ArgumentParser) -> None:
 
 def add_no_progress_bar(parser: argparse.ArgumentParser) -> None:
     """``--no_pbar``: for log files."""
-    parser.add_argument("--no_pbar", action="store_true", help="no progress bar, for log files")
+    parser.add_argument("--no_pbar", action="store_true", help="draw no progress bars, for log files")

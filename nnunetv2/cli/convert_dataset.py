@@ -6,8 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunetv2.cli.arguments import add_verbose, number_of_processes, run_command
-from nnunetv2.configuration import default_num_processes
+from nnunetv2.cli.arguments import add_processes, add_verbose, run_command
 
 
 def build_msd_parser() -> argparse.ArgumentParser:
@@ -18,9 +17,7 @@ def build_msd_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-i", required=True, metavar="FOLDER", help="folder TaskXX_Name; tasks of nnU-Net v1 have a command of their own")
     parser.add_argument("-overwrite_id", type=int, default=None, metavar="ID", help="number of the dataset (default: that of the task)")
-    parser.add_argument(
-        "-np", type=number_of_processes, default=default_num_processes, metavar="N", help="processes (default: %(default)s)"
-    )
+    add_processes(parser)
     add_verbose(parser)
     return parser
 

@@ -15,15 +15,37 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Simulate a small 3D dataset (organ, lesion, three lesion subtypes) and take it through the real commands: verify, "
         "plan, preprocess, train, predict and evaluate. Needs no data and no environment variables; takes a few minutes on two CPU cores.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("-o", type=Path, default=None, help="empty or new folder for everything the demo makes; a temporary one if not given")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the simulated data and of the training")
-    parser.add_argument("--epochs", type=positive_number, default=20, help="training epochs")
-    parser.add_argument("--iterations_per_epoch", type=positive_number, default=80, help="training steps in an epoch")
-    parser.add_argument("--num_training", type=positive_number, default=60, help="simulated cases to train on (five folds, so one in five validates)")
-    parser.add_argument("--num_test", type=positive_number, default=30, help="simulated cases held out for the scores at the end")
-    parser.add_argument("-device", choices=("cuda", "cpu", "mps"), default=None, help="where to train and predict; found out if not given")
+    parser.add_argument(
+        "-o", type=Path, default=None, metavar="FOLDER", help="empty or new folder for all that the demo makes (default: a temporary one)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the simulated data and of the training (default: %(default)s)"
+    )
+    parser.add_argument("--epochs", type=positive_number, default=20, metavar="N", help="training epochs (default: %(default)s)")
+    parser.add_argument(
+        "--iterations_per_epoch", type=positive_number, default=80, metavar="N", help="training steps in an epoch (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--num_training",
+        type=positive_number,
+        default=60,
+        metavar="N",
+        help="simulated cases to train on; in five folds, so that one in five validates (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--num_test",
+        type=positive_number,
+        default=30,
+        metavar="N",
+        help="simulated cases held out for the scores at the end (default: %(default)s)",
+    )
+    parser.add_argument(
+        "-device",
+        choices=("cuda", "cpu", "mps"),
+        default=None,
+        help="where to train and predict (default: cuda where there is one, else cpu)",
+    )
     return parser
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from nnunetv2.cli.arguments import number_of_processes, run_command
+from nnunetv2.cli.arguments import add_processes, run_command
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -15,11 +15,9 @@ def build_parser() -> argparse.ArgumentParser:
         description="Average the predictions of several models for the same images: segmentations (predicted with --save_probabilities) and "
         "classes (--save_cls).",
     )
-    from nnunetv2.configuration import default_num_processes  # read on use: a wrong value is a message, not a traceback
-
     parser.add_argument("-i", nargs="+", required=True, metavar="FOLDER", help="folders of predictions, one for each model")
     parser.add_argument("-o", required=True, metavar="FOLDER", help="output folder, created if it does not exist")
-    parser.add_argument("-np", type=number_of_processes, default=default_num_processes, help="processes (default: %(default)s)")
+    add_processes(parser)
     parser.add_argument("--save_npz", action="store_true", help="also write the averaged probabilities")
     return parser
 

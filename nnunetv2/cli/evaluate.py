@@ -6,13 +6,13 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nnunetv2.cli.arguments import number_of_processes, run_command
+from nnunetv2.cli.arguments import add_processes, run_command
 
 
 def build_evaluate_folder_parser() -> argparse.ArgumentParser:
     """Options of ``nnUNetv2_evaluate_folder``."""
     parser = argparse.ArgumentParser(
-        prog="nnUNetv2_evaluate_folder", description="Scores of predicted segmentations, with the labels of a dataset.json."
+        prog="nnUNetv2_evaluate_folder", description="Score predicted segmentations, with the labels of a dataset.json."
     )
     _add_folders(parser)
     parser.add_argument("-djfile", required=True, metavar="FILE", help="dataset.json: labels and file ending")
@@ -33,7 +33,7 @@ def evaluate_folder_entry(argv: Sequence[str] | None = None) -> None:
 
 def build_evaluate_simple_parser() -> argparse.ArgumentParser:
     """Options of ``nnUNetv2_evaluate_simple``."""
-    parser = argparse.ArgumentParser(prog="nnUNetv2_evaluate_simple", description="Scores of predicted segmentations for given labels.")
+    parser = argparse.ArgumentParser(prog="nnUNetv2_evaluate_simple", description="Score predicted segmentations for given labels.")
     _add_folders(parser)
     parser.add_argument("-l", type=int, nargs="+", required=True, metavar="LABEL", help="labels to score")
     parser.add_argument("-il", type=int, default=None, metavar="LABEL", help="ignore label: voxels with it in the reference do not count")
@@ -57,10 +57,8 @@ def _add_folders(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    from nnunetv2.configuration import default_num_processes  # read on use: a wrong value is a message, not a traceback
-
     parser.add_argument("-o", default=None, metavar="FILE", help="file to write (default: summary.json in the folder of predictions)")
-    parser.add_argument("-np", type=number_of_processes, default=default_num_processes, help="processes (default: %(default)s)")
+    add_processes(parser)
     parser.add_argument("--chill", action="store_true", help="accept references without a prediction")
 
 

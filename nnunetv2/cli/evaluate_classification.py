@@ -12,7 +12,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Options of ``nnUNetv2_evaluate_classification``."""
     parser = argparse.ArgumentParser(
         prog="nnUNetv2_evaluate_classification",
-        description="Scores of predicted classes: a table on the screen; JSON, CSV and pictures in a folder.",
+        description="Score predicted classes: a table on the screen; JSON, CSV and pictures in a folder.",
     )
     parser.add_argument("predictions", metavar="PRED.csv", help="classification.csv of a prediction")
     parser.add_argument("reference", metavar="REF.csv", help="what is true, in the form of labels.csv")

@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from nnunetv2.cli.arguments import dataset_id_or_name, fold, number_of_processes, run_command
+from nnunetv2.cli.arguments import add_processes, dataset_id_or_name, fold, run_command
 
 DEFAULT_CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
 DEFAULT_FOLDS = (0, 1, 2, 3, 4)
@@ -20,19 +20,19 @@ def build_find_best_parser() -> argparse.ArgumentParser:
         description="Score trained models and pairs of them in cross-validation, find the best and its postprocessing, and write the commands "
         "that predict with it.",
     )
-    from nnunetv2.configuration import default_num_processes  # read on use: a wrong value is a message, not a traceback
-
     parser.add_argument("dataset_name_or_id", type=dataset_id_or_name, help="dataset of the models, id or name")
-    parser.add_argument("-p", nargs="+", default=[DEFAULT_PLANS], metavar="PLANS", help=f"plans (default: {DEFAULT_PLANS})")
+    parser.add_argument("-p", nargs="+", default=[DEFAULT_PLANS], metavar="PLANS", help=f"plans to compare (default: {DEFAULT_PLANS})")
     parser.add_argument(
         "-c",
         nargs="+",
         default=list(DEFAULT_CONFIGURATIONS),
         metavar="CONFIGURATION",
-        help=f"configurations (default: {' '.join(DEFAULT_CONFIGURATIONS)}, as far as the plans have them)",
+        help=f"configurations to compare (default: {' '.join(DEFAULT_CONFIGURATIONS)}, as far as the plans have them)",
     )
-    parser.add_argument("-tr", nargs="+", default=[DEFAULT_TRAINER], metavar="TRAINER", help=f"trainers (default: {DEFAULT_TRAINER})")
-    parser.add_argument("-np", type=number_of_processes, default=default_num_processes, help="processes (default: %(default)s)")
+    parser.add_argument(
+        "-tr", nargs="+", default=[DEFAULT_TRAINER], metavar="TRAINER", help=f"trainers to compare (default: {DEFAULT_TRAINER})"
+    )
+    add_processes(parser)
     _add_folds(parser)
     parser.add_argument("--disable_ensembling", action="store_true", help="single models only, which needs no probabilities (--npz)")
     parser.add_argument(
@@ -97,9 +97,7 @@ def accumulate_crossval_results_entry(argv: Sequence[str] | None = None) -> None
 
 
 def _add_folds(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-f", nargs="+", type=fold, default=DEFAULT_FOLDS, metavar="FOLD", help="folds (default: 0 1 2 3 4); all is possible"
-    )
+    parser.add_argument("-f", nargs="+", type=fold, default=DEFAULT_FOLDS, metavar="FOLD", help="folds, or all (default: 0 1 2 3 4)")
 
 
 if __name__ == "__main__":

@@ -19,17 +19,17 @@ def build_export_parser() -> argparse.ArgumentParser:
         prog="nnUNetv2_export_model_to_zip", description="Write trained models of a dataset into one zip file, to install them elsewhere."
     )
     parser.add_argument("-d", required=True, type=dataset_id_or_name, metavar="DATASET", help="dataset id or name")
-    parser.add_argument("-o", required=True, metavar="FILE", help="the zip file; one that is there is replaced")
+    parser.add_argument("-o", required=True, metavar="FILE", help="zip file to write; one that is there is replaced")
     parser.add_argument(
         "-c",
         nargs="+",
         default=["3d_lowres", "3d_fullres", "2d", "3d_cascade_fullres"],
         metavar="CONFIGURATION",
-        help="configurations (default: %(default)s)",
+        help="configurations (default: 3d_lowres 3d_fullres 2d 3d_cascade_fullres)",
     )
     parser.add_argument("-tr", default="nnUNetTrainer", metavar="TRAINER", help="trainer of the models (default: %(default)s)")
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans of the models (default: %(default)s)")
-    parser.add_argument("-f", nargs="+", type=fold, default=[0, 1, 2, 3, 4], metavar="FOLD", help="folds (default: 0 1 2 3 4)")
+    parser.add_argument("-f", nargs="+", type=fold, default=[0, 1, 2, 3, 4], metavar="FOLD", help="folds, or all (default: 0 1 2 3 4)")
     parser.add_argument(
         "-chk", nargs="+", default=["checkpoint_final.pth"], metavar="NAME", help="checkpoints of each fold (default: checkpoint_final.pth)"
     )

@@ -24,7 +24,7 @@ FITTED = "default: nnUNet_def_n_proc, or as many as CPUs and memory carry"
 def build_plan_and_preprocess_parser() -> argparse.ArgumentParser:
     """Options of ``nnUNetv2_plan_and_preprocess``."""
     parser = argparse.ArgumentParser(
-        prog="nnUNetv2_plan_and_preprocess", description="Fingerprint, plans and preprocessed cases of datasets, all in one."
+        prog="nnUNetv2_plan_and_preprocess", description="Make fingerprint, plans and preprocessed cases of datasets, in one go."
     )
     add_dataset_ids(parser)
     add_fingerprint_options(parser)
@@ -83,7 +83,7 @@ def plan_and_preprocess_entry(argv: Sequence[str] | None = None) -> None:
 def build_extract_fingerprint_parser() -> argparse.ArgumentParser:
     """Options of ``nnUNetv2_extract_fingerprint``."""
     parser = argparse.ArgumentParser(
-        prog="nnUNetv2_extract_fingerprint", description="Sizes, spacings and intensities of datasets: dataset_fingerprint.json."
+        prog="nnUNetv2_extract_fingerprint", description="Collect sizes, spacings and intensities of datasets in dataset_fingerprint.json."
     )
     add_dataset_ids(parser)
     add_fingerprint_options(parser)
@@ -116,7 +116,7 @@ def extract_fingerprint_entry(argv: Sequence[str] | None = None) -> None:
 def build_plan_experiment_parser() -> argparse.ArgumentParser:
     """Options of ``nnUNetv2_plan_experiment``."""
     parser = argparse.ArgumentParser(
-        prog="nnUNetv2_plan_experiment", description="Plans of datasets whose fingerprint exists: network, patch size, batch size."
+        prog="nnUNetv2_plan_experiment", description="Plan datasets whose fingerprint exists: network, patch size, batch size."
     )
     add_dataset_ids(parser)
     add_planning_options(parser)
@@ -140,7 +140,7 @@ def build_preprocess_parser() -> argparse.ArgumentParser:
     """Options of ``nnUNetv2_preprocess``."""
     parser = argparse.ArgumentParser(prog="nnUNetv2_preprocess", description="Preprocess datasets whose plans exist.")
     add_dataset_ids(parser)
-    parser.add_argument("-plans_name", "-p", default="nnUNetPlans", help="name of the plans (default: %(default)s)")
+    parser.add_argument("-plans_name", "-p", default="nnUNetPlans", metavar="NAME", help="name of the plans (default: %(default)s)")
     add_preprocessing_options(parser)
     parser.add_argument(
         "-num_parts", type=positive_number, default=1, help="over how many runs the cases are spread (default: %(default)s)"
@@ -200,30 +200,35 @@ def move_plans_entry(argv: Sequence[str] | None = None) -> None:
 
 
 def add_fingerprint_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-fpe", default="DatasetFingerprintExtractor", help="fingerprint extractor, a class name (default: %(default)s)")
+    parser.add_argument(
+        "-fpe", default="DatasetFingerprintExtractor", metavar="CLASS", help="fingerprint extractor, a class name (default: %(default)s)"
+    )
     parser.add_argument(
         "--verify_dataset_integrity",
         action="store_true",
-        help="check every file before; recommended once for every new dataset",
+        help="check every file of the dataset first; recommended once for every new dataset",
     )
-    parser.add_argument("--clean", action="store_true", help="compute the fingerprint again where it exists")
+    parser.add_argument("--clean", action="store_true", help="compute a fingerprint again that exists already")
 
 
 def add_planning_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-pl",
         default="ExperimentPlanner",
+        metavar="CLASS",
         help="planner, a class name (default: %(default)s); nnUNetPlannerResEncM, L, XL for residual encoders, "
         "nnUNetPlannerResEncXS for a first try without a GPU",
     )
     parser.add_argument("-gpu_memory_target", type=float, metavar="GB", help="memory of a training step (default: the planner's own)")
-    parser.add_argument("-preprocessor_name", default="DefaultPreprocessor", help="preprocessor, a class name (default: %(default)s)")
+    parser.add_argument(
+        "-preprocessor_name", default="DefaultPreprocessor", metavar="CLASS", help="preprocessor, a class name (default: %(default)s)"
+    )
     parser.add_argument(
         "-overwrite_target_spacing",
         nargs="+",
         type=float,
         metavar="MM",
-        help="voxel size of 3d_fullres, three numbers in the reader's axis order (z y x for NIfTI)",
+        help="voxel size of 3d_fullres, three numbers in the reader's axis order, which is z y x for NIfTI (default: the planner's choice)",
     )
     parser.add_argument("-overwrite_plans_name", metavar="NAME", help="name of the plans (default: the planner's own)")
 

@@ -17,7 +17,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-d", required=True, type=dataset_id_or_name, metavar="DATASET", help="dataset id or name")
     parser.add_argument("-o", required=True, metavar="FOLDER", help="folder for the pictures")
-    parser.add_argument("-np", type=number_of_processes, default=8, metavar="N", help="processes (default: %(default)s)")
+    parser.add_argument("-np", type=number_of_processes, default=8, metavar="N", help="worker processes (default: %(default)s)")
     parser.add_argument("-channel_idx", type=int, default=0, metavar="N", help="channel to show, 0 for _0000 (default: %(default)s)")
     parser.add_argument("--use_raw", action="store_true", help="the raw images instead of the preprocessed ones")
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans of the preprocessed images (default: %(default)s)")

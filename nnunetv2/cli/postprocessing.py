@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from nnunetv2.cli.arguments import number_of_processes, run_command
+from nnunetv2.cli.arguments import add_processes, run_command
 
 
 def build_determine_parser() -> argparse.ArgumentParser:
@@ -63,9 +63,7 @@ def apply_postprocessing_entry(argv: Sequence[str] | None = None) -> None:
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     """What both commands share."""
-    from nnunetv2.configuration import default_num_processes  # read on use: a wrong value is a message, not a traceback
-
-    parser.add_argument("-np", type=number_of_processes, default=default_num_processes, help="processes (default: %(default)s)")
+    add_processes(parser)
     parser.add_argument("-plans_json", default=None, metavar="FILE", help="plans of the model (default: plans.json in the folder -i)")
     parser.add_argument("-dataset_json", default=None, metavar="FILE", help="dataset.json of the model (default: that in the folder -i)")
 

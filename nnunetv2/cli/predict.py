@@ -77,23 +77,42 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", required=True, metavar="FOLDER", help="output folder, created if it does not exist")
     parser.add_argument("-f", nargs="+", type=fold, default=DEFAULT_FOLDS, metavar="FOLD", help="folds to average (default: 0 1 2 3 4)")
     parser.add_argument("-chk", default="checkpoint_final.pth", metavar="NAME", help="checkpoint of each fold (default: %(default)s)")
-    parser.add_argument("-step_size", type=_step_size, default=0.5, help="distance of tiles as a share of the tile (default: %(default)s)")
+    parser.add_argument(
+        "-step_size", type=_step_size, default=0.5, metavar="SHARE", help="distance of tiles as a share of the tile (default: %(default)s)"
+    )
     parser.add_argument("--disable_tta", action="store_true", help="no mirroring: up to 8 times faster, slightly less accurate")
-    parser.add_argument("--save_probabilities", "--save", action="store_true", help="also write probabilities, for ensembling")
+    parser.add_argument(
+        "--save_probabilities", "--save", action="store_true", help="also write the probabilities of the segmentation, for ensembles"
+    )
     parser.add_argument("--continue_prediction", "--c", action="store_true", help="keep complete results of an earlier run")
     parser.add_argument(
-        "-npp", type=number_of_processes, default=_processes("nnUNet_npp"), help=f"processes for reading, 0: none (default: {FITTED})"
+        "-npp",
+        type=number_of_processes,
+        default=_processes("nnUNet_npp"),
+        metavar="N",
+        help=f"worker processes that read and preprocess images; 0: none (default: {FITTED})",
     )
     parser.add_argument(
-        "-nps", type=number_of_processes, default=_processes("nnUNet_nps"), help=f"threads for writing, 0: none (default: {FITTED})"
+        "-nps",
+        type=number_of_processes,
+        default=_processes("nnUNet_nps"),
+        metavar="N",
+        help=f"threads that resample and write results; 0: none (default: {FITTED})",
     )
-    parser.add_argument("-prev_stage_predictions", default=None, metavar="FOLDER", help="segmentations of the first stage, which the second stage of a cascade needs")
-    parser.add_argument("-num_parts", type=int, default=1, help="over how many runs the cases are spread (default: %(default)s)")
-    parser.add_argument("-part_id", type=int, default=0, help="which of them this is, from 0 (default: %(default)s)")
+    parser.add_argument(
+        "-prev_stage_predictions",
+        default=None,
+        metavar="FOLDER",
+        help="segmentations of the first stage, which the second stage of a cascade needs",
+    )
+    parser.add_argument(
+        "-num_parts", type=int, default=1, metavar="N", help="spread the cases over N runs, for example on N GPUs (default: %(default)s)"
+    )
+    parser.add_argument("-part_id", type=int, default=0, metavar="N", help="which of these runs this is, from 0 (default: %(default)s)")
     parser.add_argument(
         "-device", choices=("cuda", "cpu", "mps"), default=None, help="where to compute (default: cuda where there is one, else cpu)"
     )
-    parser.add_argument("--disable_progress_bar", action="store_true", help="for log files")
+    parser.add_argument("--disable_progress_bar", action="store_true", help="draw no progress bars, for log files")
     parser.add_argument("--not_on_device", action="store_true", help="collect results in the CPU's memory: slower, needs less GPU memory")
     parser.add_argument(
         "--save_cls",
@@ -104,8 +123,15 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="write classes: classification.csv in the output folder, or FILE",
     )
     parser.add_argument("--cls_only", action="store_true", help="classes alone, without segmentations; needs --save_cls")
-    parser.add_argument("--cls_heads", choices=HEAD_SETS, default=None, help="heads trained after the segmentation, or together with it (default: refit, where there are any)")
-    parser.add_argument("--cls_aggregation", choices=AGGREGATIONS, default=None, help="how tiles vote (default: evidence)")
+    parser.add_argument(
+        "--cls_heads",
+        choices=HEAD_SETS,
+        default=None,
+        help="heads trained after the segmentation, or together with it (default: refit, where there are any)",
+    )
+    parser.add_argument(
+        "--cls_aggregation", choices=AGGREGATIONS, default=None, help="how the tiles of an image vote for its class (default: evidence)"
+    )
     parser.add_argument(
         "--save_saliency",
         action="store_true",

@@ -55,7 +55,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--worst", type=number_of_processes, default=DEFAULT_WORST, metavar="N", help="cases to show for each task (default: %(default)s)"
     )
     parser.add_argument(
-        "-np", type=number_of_processes, default=default_num_processes, help="processes that compare segmentations (default: %(default)s)"
+        "-np",
+        type=number_of_processes,
+        default=default_num_processes,
+        metavar="N",
+        help="worker processes that compare segmentations (default: %(default)s)",
     )
     return parser
 

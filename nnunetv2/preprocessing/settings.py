@@ -79,7 +79,7 @@ def check_preprocessed_data(preprocessed_folder: str, plans_manager: PlansManage
         )
     if not previous.get(COMPLETE, True):
         raise ValueError(
-            f"Preprocessing of {folder} was interrupted or failed for some cases, so cases are missing or old. Run it again: {again}. "
+            f"Preprocessing of {folder} was interrupted or failed for some cases, so cases are missing or old. Go on with it: {again}. "
             f"To train with what is there, remove {_settings_file(preprocessed_folder, configuration_manager)}."
         )
 

@@ -7,65 +7,14 @@ import importlib
 import json
 import re
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command_reference import PARSERS, REFERENCE, command_reference, options_of
 
-from nnunetv2.cli import (
-    benchmark,
-    calibrate_classification,
-    convert_class_folders,
-    convert_dataset,
-    demo,
-    ensemble,
-    evaluate,
-    evaluate_classification,
-    export_segmentation_model,
-    find_best_configuration,
-    model_sharing,
-    plan_and_preprocess,
-    plot_overlay_pngs,
-    postprocessing,
-    predict,
-    report,
-    train,
-)
-from nnunetv2.cli.arguments import check_model
 from nnunetv2.demo.walkthrough import DemoSettings, demo_commands
 
 ROOT = Path(__file__).parents[2]
-Check = Callable[[argparse.ArgumentParser, argparse.Namespace], None]
-PARSERS: dict[str, tuple[Callable[[], argparse.ArgumentParser], Check | None]] = {
-    "nnUNetv2_plan_and_preprocess": (plan_and_preprocess.build_plan_and_preprocess_parser, plan_and_preprocess.check_process_numbers),
-    "nnUNetv2_extract_fingerprint": (plan_and_preprocess.build_extract_fingerprint_parser, None),
-    "nnUNetv2_plan_experiment": (plan_and_preprocess.build_plan_experiment_parser, None),
-    "nnUNetv2_preprocess": (plan_and_preprocess.build_preprocess_parser, plan_and_preprocess.check_process_numbers),
-    "nnUNetv2_move_plans_between_datasets": (plan_and_preprocess.build_move_plans_parser, None),
-    "nnUNetv2_train": (train.build_parser, None),
-    "nnUNetv2_predict": (predict.build_predict_parser, predict.check_options),
-    "nnUNetv2_predict_from_modelfolder": (predict.build_predict_modelfolder_parser, predict.check_options),
-    "nnUNetv2_find_best_configuration": (find_best_configuration.build_find_best_parser, None),
-    "nnUNetv2_accumulate_crossval_results": (find_best_configuration.build_accumulate_parser, None),
-    "nnUNetv2_determine_postprocessing": (postprocessing.build_determine_parser, None),
-    "nnUNetv2_apply_postprocessing": (postprocessing.build_apply_parser, None),
-    "nnUNetv2_ensemble": (ensemble.build_parser, None),
-    "nnUNetv2_evaluate_folder": (evaluate.build_evaluate_folder_parser, None),
-    "nnUNetv2_evaluate_simple": (evaluate.build_evaluate_simple_parser, None),
-    "nnUNetv2_evaluate_classification": (evaluate_classification.build_parser, None),
-    "nnUNetv2_calibrate_classification": (calibrate_classification.build_parser, check_model),
-    "nnUNetv2_export_segmentation_model": (export_segmentation_model.build_parser, check_model),
-    "nnUNetv2_export_model_to_zip": (model_sharing.build_export_parser, None),
-    "nnUNetv2_install_pretrained_model_from_zip": (model_sharing.build_install_parser, None),
-    "nnUNetv2_download_pretrained_model_by_url": (model_sharing.build_download_parser, None),
-    "nnUNetv2_report": (report.build_parser, None),
-    "nnUNetv2_convert_MSD_dataset": (convert_dataset.build_msd_parser, None),
-    "nnUNetv2_convert_old_nnUNet_dataset": (convert_dataset.build_old_parser, None),
-    "nnUNetv2_plot_overlay_pngs": (plot_overlay_pngs.build_parser, None),
-    "nnUNetv2_convert_class_folders": (convert_class_folders.build_parser, None),
-    "nnUNetv2_benchmark": (benchmark.build_parser, None),
-    "nnUNetv2_demo": (demo.build_parser, None),
-}
 COMMAND = re.compile(r"\bnnUNetv2_\w+")
 END_OF_COMMAND = ("&", "&&", "||", "|", ";", ">", ">>", "#")
 
@@ -171,3 +120,26 @@ def test_every_installed_command_shows_its_parser() -> None:
         module, function = entry.split(":")
         assert callable(getattr(importlib.import_module(module), function))
         assert PARSERS[name][0].__module__ == module
+
+
+def test_the_reference_of_all_commands_is_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("nnUNet_def_n_proc", "nnUNet_npp", "nnUNet_nps"):
+        monkeypatch.delenv(variable, raising=False)
+    assert REFERENCE.read_text(encoding="utf-8") == command_reference(), "Write it anew: python tests/command_reference.py"
+
+
+def test_the_help_of_every_option_says_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("nnUNet_def_n_proc", "nnUNet_npp", "nnUNet_nps"):
+        monkeypatch.delenv(variable, raising=False)
+    for name, (build, _) in PARSERS.items():
+        for option in options_of(build()):
+            if option.default is None or option.default is False or option.default == () or option.required:
+                continue
+            values = option.default if isinstance(option.default, (list, tuple)) else [option.default]
+            shown = re.search(r"\(default: (.*)", option.help.replace("%(default)s", str(option.default)))
+            assert shown is not None, f"{name} {option.dest}"
+            assert shown[1].startswith(" ".join(map(str, values))), f"{name} {option.dest}"
+
+
+def test_every_option_has_a_help() -> None:
+    assert not [f"{name} {option.dest}" for name, (build, _) in PARSERS.items() for option in options_of(build()) if not option.help]

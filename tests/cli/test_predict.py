@@ -97,6 +97,12 @@ def test_save_saliency_writes_maps_and_the_table_of_the_classes_that_they_explai
     assert sorted(file.name for file in (folders / "out").glob("*.nii.gz")) == ["case_0.nii.gz", "case_1.nii.gz"]
 
 
+@pytest.mark.parametrize(("preprocessing", "export"), [("0", "1"), ("1", "0")])
+def test_either_number_of_processes_may_be_zero(preprocessing: str, export: str, models, folders) -> None:
+    predict_modelfolder_entry(["-m", modelfolder(models), *common(folders), "-npp", preprocessing, "-nps", export])
+    assert sorted(file.name for file in (folders / "out").glob("*.nii.gz")) == ["case_0.nii.gz", "case_1.nii.gz"]
+
+
 def test_sequential_mode_honours_parts(models, folders) -> None:
     predict_modelfolder_entry(["-m", modelfolder(models), *common(folders), "-npp", "0", "-nps", "0", "-num_parts", "2", "-part_id", "1"])
     assert [file.name for file in (folders / "out").glob("*.nii.gz")] == ["case_1.nii.gz"]

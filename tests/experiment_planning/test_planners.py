@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
     nnUNetPlannerResEncXL,
     nnUNetPlannerResEncXS,
 )
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 PLANNERS = {
     "D": ExperimentPlanner,
@@ -326,6 +328,21 @@ def test_a_missing_fingerprint_names_the_command_that_makes_it(write_planning_in
     (folders["nnUNet_preprocessed"] / name / "dataset_fingerprint.json").unlink()
     with pytest.raises(FileNotFoundError, match="nnUNetv2_extract_fingerprint"):
         ExperimentPlanner(name)
+
+
+def test_the_documentation_names_the_keys_of_plans(write_planning_inputs: WriteInputs) -> None:
+    page = (Path(__file__).parents[2] / "documentation" / "plans.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ")[0] for line in page.splitlines() if line.startswith("| `")]
+    documented = {key for row in rows for key in re.findall(r"`(\w+)`", row)}
+    plans = plan(write_planning_inputs, ExperimentPlanner, INPUTS["B"])
+    assert documented == {*plans, *(key for configuration in plans["configurations"].values() for key in configuration)}
+    assert set(plans["configurations"]["2d"]["architecture"]) <= set(re.findall(r"`(\w+)`", page))
+    example = json.loads("{" + re.search(r"```json\n(.*?)```", page, re.DOTALL)[1] + "}")
+    plans["configurations"] |= example
+    for name, changes in example.items():
+        configuration = PlansManager(plans).get_configuration(name)
+        assert {key: configuration.configuration[key] for key in changes} == changes
+        assert configuration.patch_size == plans["configurations"][changes["inherits_from"]]["patch_size"]
 
 
 def test_planning_again_keeps_configurations_of_ones_own(write_planning_inputs: WriteInputs, folders) -> None:

@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
+from functools import cached_property
 from os.path import join
 from pathlib import Path
 from typing import Any
@@ -181,13 +182,20 @@ class nnUNetTrainer:
         self._random_states_of_ranks: list[dict[str, Any]] = []  # after the last epoch; empty with one process
         self._last_save_time = time.monotonic()
 
-        os.makedirs(self.output_folder, exist_ok=True)
         now = datetime.now()
         self.log_file = join(self.output_folder, f"training_log_{now.year}_{now.month}_{now.day}_{now.strftime('%H_%M_%S')}.txt")
-        self.logger = MetaLogger(self.output_folder, continue_training, warn=lambda text: self.print_to_log_file(f"WARNING: {text}"))
-        shown = {key: value for key, value in dataset_json.items() if key not in ENTRIES_ABOUT_CASES}
-        self.logger.update_config({"plans": plans, "configuration": configuration, "fold": fold, "dataset": shown})
-        self.print_to_log_file(f"\n{'#' * 70}\n{CITATION}{'#' * 70}\n", add_timestamp=False)
+        self._log_has_begun = False
+        self._continues_training = continue_training
+
+    @cached_property
+    def logger(self) -> MetaLogger:
+        """The curves. Made at its first use, so that a trainer which is only looked at leaves nothing behind, here or on a server."""
+        os.makedirs(self.output_folder, exist_ok=True)
+        logger = MetaLogger(self.output_folder, self._continues_training, warn=lambda text: self.print_to_log_file(f"WARNING: {text}"))
+        shown = {key: value for key, value in self.dataset_json.items() if key not in ENTRIES_ABOUT_CASES}
+        settings = {"plans": self.my_init_kwargs["plans"], "configuration": self.configuration_name, "fold": self.fold, "dataset": shown}
+        logger.update_config(settings)
+        return logger
 
     # ------------------------------------------------------------------ setting up
 
@@ -1160,6 +1168,10 @@ class nnUNetTrainer:
         """Write the arguments, joined by blanks, to the log file and the console."""
         if self.local_rank != 0:
             return
+        if not self._log_has_begun:
+            self._log_has_begun = True
+            os.makedirs(self.output_folder, exist_ok=True)
+            self.print_to_log_file(f"\n{'#' * 70}\n{CITATION}{'#' * 70}\n", add_timestamp=False)
         now = time.time()
         parts = (f"{datetime.fromtimestamp(now)}:", *args) if add_timestamp else args
         line = "".join(f"{part} " for part in parts)

@@ -47,3 +47,13 @@ def test_beside_a_gpu_cases_are_written_by_threads() -> None:
     assert "".join(sorted(written)) == "abcdefghijklmnop"
     assert all(name.startswith("export") for name in written.values())
     assert [str(failure) for failure in exports.failures] == ["broken: disk full"]
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_deep_supervision_is_after_the_validation_what_it_was_before(enabled: bool, tiny_training: dict[str, Path]) -> None:
+    trainer = make_trainer(nnUNetTrainer, tiny_training["preprocessed"], dataset="Dataset002_Plain")
+    trainer.enable_deep_supervision = enabled
+    trainer.initialize()
+    with case_validation.segmentation_at_full_resolution(trainer):
+        assert trainer.network.decoder.deep_supervision is False
+    assert trainer.network.decoder.deep_supervision is enabled

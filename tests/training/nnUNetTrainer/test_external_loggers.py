@@ -53,11 +53,13 @@ def test_loggers_learn_the_settings_but_nothing_about_single_cases(tiny_training
     configs: list[dict] = []
     monkeypatch.setattr("nnunetv2.training.logging.nnunet_logger.MetaLogger.update_config", lambda self, config: configs.append(config))
     trainer = make_trainer(nnUNetTrainerMultitask, tiny_training["preprocessed"])
+    assert trainer.logger.loggers == []
     assert set(configs[0]) == {"plans", "configuration", "fold", "dataset"}
     trainer_with_cases = type(trainer)(
         trainer.plans_manager.plans, "3d_fullres", 0, {**trainer.dataset_json, "case_groups": {"case_000": "Jane Doe"}}, trainer.device
     )
     assert "case_groups" in trainer_with_cases.dataset_json
+    assert trainer_with_cases.logger.loggers == []
     assert "Jane Doe" not in str(configs[1])
     assert configs[1]["dataset"]["labels"] == trainer.dataset_json["labels"]
 

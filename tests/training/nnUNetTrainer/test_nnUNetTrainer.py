@@ -65,6 +65,16 @@ def test_the_attributes_that_subclasses_rely_on_have_nnunets_defaults(tiny_train
     assert Path(trainer.log_file).parent == fold
 
 
+def test_a_trainer_that_is_only_made_writes_nothing(tiny_training: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("nnUNet_csv_enabled", "1")
+    trainer = nnUNetTrainer(**arguments(tiny_training))
+    assert list(tiny_training["results"].iterdir()) == []
+    trainer.print_to_log_file("Something to say")
+    log = Path(trainer.log_file).read_text()
+    assert log.index("Please cite") < log.index("Something to say")
+    assert log.count("Please cite") == 1
+
+
 class TrainerWithOwnArguments(nnUNetTrainer):
     """A subclass whose constructor takes more, which nnU-Net does not allow."""
 

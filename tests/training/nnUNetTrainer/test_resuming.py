@@ -63,6 +63,17 @@ class DrawsRandomNumbers(nnUNetTrainer):
         return super().train_step({**batch, "data": batch["data"] + noise})
 
 
+def test_the_content_of_a_checkpoint_is_as_good_as_its_file(tiny_training: Folders) -> None:
+    first = make_trainer(nnUNetTrainer, tiny_training["preprocessed"], dataset="Dataset002_Plain")
+    first.initialize()
+    file = Path(first.output_folder, "checkpoint_final.pth")
+    first.save_checkpoint(str(file))
+    second = make_trainer(nnUNetTrainer, tiny_training["preprocessed"], dataset="Dataset002_Plain", seed=1)
+    second.load_checkpoint(load_checkpoint_file(file))
+    assert second.current_epoch == 1
+    assert same(weights(second), weights(first))
+
+
 @pytest.mark.parametrize("trainer_class", [nnUNetTrainer, DrawsRandomNumbers, nnUNetTrainerMultitask])
 def test_a_continued_training_ends_with_the_same_checkpoint(
     trainer_class: type[nnUNetTrainer], tiny_training: Folders, tmp_path: Path
