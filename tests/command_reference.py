@@ -75,7 +75,7 @@ SECTIONS = {
         "nnUNetv2_plot_overlay_pngs",
         "nnUNetv2_move_plans_between_datasets",
     ),
-    "Training": ("nnUNetv2_train",),
+    "Training": ("nnUNetv2_train", "nnUNetv2_benchmark"),
     "Choosing a model": (
         "nnUNetv2_find_best_configuration",
         "nnUNetv2_accumulate_crossval_results",

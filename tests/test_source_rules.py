@@ -16,8 +16,8 @@ OLDEST = Path(__file__).parent / "oldest-requirements.txt"
 
 # Import names of requirements that have another name on PyPI.
 IMPORT_NAMES = {"scikit-learn": "sklearn", "scikit-image": "skimage", "pillow": "PIL"}
-# What trainers, loggers and a picture of the network import where they are asked for.
-OPTIONAL = {"wandb", "tensorboard", "adan_pytorch", "hiddenlayer"}
+# What trainers, loggers, a picture of the network and --scheduler import where they are asked for.
+OPTIONAL = {"wandb", "tensorboard", "adan_pytorch", "hiddenlayer", "distributed"}
 # A worker process has nobody to raise to: what ends it is sent to the training, which raises it.
 PASSES_ERRORS_ON = "training/dataloading/batch_stream.py"
 

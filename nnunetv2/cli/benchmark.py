@@ -17,20 +17,25 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nnUNetv2_benchmark",
         description="Measure reading, augmentation, loading and the network of a training on a preprocessed dataset, and say what limits it.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("-d", type=dataset_id_or_name, required=True, metavar="DATASET", help="dataset, id or name, preprocessed")
-    parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans")
+    parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans (default: %(default)s)")
     parser.add_argument("-c", required=True, metavar="CONFIGURATION", help="configuration, such as 3d_fullres")
-    parser.add_argument("-f", type=fold, default=0, metavar="FOLD", help="fold whose training cases are read")
-    parser.add_argument("-tr", default="nnUNetTrainer", metavar="TRAINER", help="trainer")
+    parser.add_argument("-f", type=fold, default=0, metavar="FOLD", help="fold whose training cases are read (default: %(default)s)")
+    parser.add_argument("-tr", default="nnUNetTrainer", metavar="TRAINER", help="trainer (default: %(default)s)")
     parser.add_argument(
         "-device",
         choices=("cuda", "cpu", "mps"),
         default=None,
-        help="where the network runs; cuda, or cpu where there is none, if not given",
+        help="where the network runs (default: cuda where there is one, else cpu)",
     )
-    parser.add_argument("-seconds", type=_seconds, default=DEFAULT_SECONDS, help="time to measure for; starting up comes on top")
+    parser.add_argument(
+        "-seconds",
+        type=_seconds,
+        default=DEFAULT_SECONDS,
+        metavar="S",
+        help="time to measure for; starting up comes on top (default: %(default)s)",
+    )
     parser.add_argument("-o", type=Path, default=None, metavar="FILE.json", help="also write the numbers to this file")
     add_verbose(parser)
     return parser
