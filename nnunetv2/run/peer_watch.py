@@ -57,12 +57,17 @@ class PeerWatch:
             self._accept_all(store, LOOPBACK if is_one_machine else address, _listener(is_one_machine))
         else:
             self._connect_to_first(store)
-        threading.Thread(target=self._watch, name="nnunetv2-peer-watch", daemon=True).start()
+        self._thread = threading.Thread(target=self._watch, name="nnunetv2-peer-watch", daemon=True)
+        self._thread.start()
 
     def finish(self) -> None:
-        """Tell the others that this process ends as it should."""
+        """Tell the others that this process ends as it should, and hear the same from them."""
         self._ended.set()
         self._tell(finished=True)
+        for connection in self._peers:
+            with contextlib.suppress(OSError):  # the other end is gone
+                connection.shutdown(socket.SHUT_WR)
+        self._thread.join(GRACE_SECONDS)
 
     def fail(self, error: BaseException) -> None:
         """Tell the others that this process ends with an error.
@@ -140,7 +145,7 @@ class PeerWatch:
                 selector.register(connection, selectors.EVENT_READ)
             if launcher is not None:
                 selector.register(launcher.sentinel, selectors.EVENT_READ)
-            while selector.get_map():
+            while not all(peer.is_gone for peer in self._peers.values()):
                 for key, _ in selector.select():
                     if not isinstance(key.fileobj, socket.socket):
                         selector.unregister(key.fileobj)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
+import importlib
 import inspect
 import multiprocessing
 import os
@@ -96,8 +98,8 @@ def process_group(device: torch.device) -> Iterator[None]:
     try:
         if device.type == "cuda":
             _take_gpu(local_rank)
-        torch.distributed.init_process_group(
-            _backend(device),
+        _join_group(
+            device,
             store=torch.distributed.PrefixStore("group", store),
             rank=rank,
             world_size=world_size,
@@ -105,7 +107,7 @@ def process_group(device: torch.device) -> Iterator[None]:
         )
         yield
         wait_for_all_processes()
-        torch.distributed.destroy_process_group()
+        cleanup_ddp()
     except BaseException as error:
         if device.type == "cuda" and hasattr(signal, "alarm"):
             # Work on a GPU that waits for a dead process can keep this one from ending.
@@ -131,14 +133,24 @@ def _backend(device: torch.device) -> str:
     return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
 
 
+def _join_group(device: torch.device, **options: Any) -> None:
+    # Its functions have the group of the moment of their import as default argument and would hold it until the very end; the first
+    # DistributedDataParallel imports it.
+    importlib.import_module("torch.distributed.nn.functional")
+    torch.distributed.init_process_group(_backend(device), **options)
+
+
 def setup_ddp(rank: int, world_size: int) -> None:
     """Join a process group by hand, for programs that start their processes themselves; ``MASTER_ADDR`` and ``MASTER_PORT`` say where."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.distributed.init_process_group(_backend(device), rank=rank, world_size=world_size)
+    _join_group(device, rank=rank, world_size=world_size)
 
 
 def cleanup_ddp() -> None:
-    """Leave the process group."""
+    """Leave the process group and end its threads, if nothing refers to it any more, such as a DistributedDataParallel."""
+    # A thread of the group that lets go of a tensor while the interpreter ends aborts the process. They end with the last reference, and
+    # trainers lie in cycles of references.
+    gc.collect()
     torch.distributed.destroy_process_group()
 
 

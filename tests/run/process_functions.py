@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from nnunetv2.run import peer_watch
 from nnunetv2.run.processes import process_group, run_on_this_machine
-from nnunetv2.training.distributed import of_all_processes, of_first_process, process_rank, wait_for_all_processes
+from nnunetv2.training.distributed import distributed_network, of_all_processes, of_first_process, process_rank, wait_for_all_processes
 
 CPU = torch.device("cpu")
 
@@ -21,6 +23,27 @@ def write_what_all_say(folder: str) -> None:
     with process_group(CPU):
         said = of_all_processes({"rank": process_rank()}), of_first_process(f"from {process_rank()}")
         Path(folder, f"{process_rank()}.txt").write_text(str(said))
+
+
+class TrainerInCycle:
+    """Nothing but the garbage collection ends it, as trainers whose hooks refer to them."""
+
+    def __init__(self) -> None:
+        self.network = distributed_network(nn.Linear(2, 1), CPU, False)
+        self.itself = self
+
+
+def write_threads_that_are_left(folder: str) -> None:
+    with process_group(CPU):
+        TrainerInCycle().network(torch.ones(1, 2)).sum().backward()
+        inside = names_of_threads()
+    Path(folder, f"{os.environ['RANK']}.txt").write_text(f"{[name for name in inside if 'gloo' in name]} {names_of_threads()}")
+
+
+def names_of_threads() -> list[str]:
+    """Of this process: those of C++ by what the system calls them, those of Python by their own names."""
+    of_system = [(path / "comm").read_text().strip() for path in Path("/proc/self/task").iterdir()]
+    return sorted(name for name in of_system if "gloo" in name) + [thread.name for thread in threading.enumerate()]
 
 
 def second_fails(folder: str, how: str, first_is_busy: bool) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from run import process_functions
-from run.process_functions import second_fails, write_what_all_say
+from run.process_functions import second_fails, write_threads_that_are_left, write_what_all_say
 
 from nnunetv2.run.processes import _errors_of, in_every_process, run_on_this_machine
 
@@ -41,6 +41,15 @@ def test_processes_hear_each_other(tmp_path: Path) -> None:
     run_on_this_machine(2, write_what_all_say, {"folder": str(tmp_path)})
     assert {path.read_text() for path in tmp_path.glob("*.txt")} == {"([{'rank': 0}, {'rank': 1}], 'from 0')"}
     assert len(list(tmp_path.glob("*.txt"))) == 2
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks into /proc")
+def test_no_thread_of_the_group_is_left_to_abort_the_end_of_the_interpreter(tmp_path: Path) -> None:
+    run_on_this_machine(2, write_threads_that_are_left, {"folder": str(tmp_path)})
+    for path in (tmp_path / "0.txt", tmp_path / "1.txt"):
+        inside, after = path.read_text().split("] ")
+        assert "gloo" in inside
+        assert after == "['MainThread']"
 
 
 def test_the_error_of_one_process_is_raised_and_ends_the_other(tmp_path: Path) -> None:
