@@ -101,6 +101,7 @@ def main() -> None:
     parser.add_argument("--patches", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--channels", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0, help="of the first run; each further run has the next one")
     parser.add_argument("--workers", type=int, default=2, help="0: CPU time of one process")
     parser.add_argument("--batches", type=int, default=40, help="per measurement")
     parser.add_argument("--image_size", type=int, default=192)
@@ -128,7 +129,7 @@ def main() -> None:
                 set_patch_size(side, dataset, patch)
             for repeat in range(args.repeats):
                 for side in sides if repeat % 2 == 0 else reversed(sides):
-                    wall, cpu = measured(side, dataset, args.workers, args.batches, repeat)
+                    wall, cpu = measured(side, dataset, args.workers, args.batches, args.seed + repeat)
                     figures[side.name].append(wall if args.workers else cpu)
             seconds, reference = (statistics.median(figures[side.name]) for side in sides)
             print(f"{patch:>6} {channels:>8} {seconds:>13.4f} {reference:>10.4f} {reference / seconds:>13.2f}", flush=True)

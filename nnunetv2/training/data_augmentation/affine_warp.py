@@ -43,12 +43,12 @@ class AffineGrid:
         self._terms = [[matrix[axis, other] * offset for other, offset in enumerate(offsets)] for axis in range(len(self.shape))]
 
     def terms(self) -> np.ndarray:
-        """What each voxel of a patch axis adds to a coordinate, ``(3, 3, longest patch axis)``; in 2D the first axis is one of a single plane."""
-        added = 3 - len(self.shape)
-        terms = np.zeros((3, 3, max(self.patch_size)), dtype=np.float32)
+        """What each voxel of a patch axis adds to a coordinate, ``(coordinate, patch axis, longest patch axis)``."""
+        axes = len(self.shape)
+        terms = np.zeros((axes, axes, max(self.patch_size)), dtype=np.float32)
         for axis, of_axis in enumerate(self._terms):
             for other, term in enumerate(of_axis):
-                terms[axis + added, other + added, : len(term)] = term
+                terms[axis, other, : len(term)] = term
         return terms
 
     def coordinate(self, axis: int, *index: torch.Tensor) -> torch.Tensor:
@@ -86,24 +86,32 @@ class AffineGrid:
 
 
 def warp(
-    image: torch.Tensor | None, labels: torch.Tensor | None, grid: AffineGrid, outside: int | None
+    image: torch.Tensor | None,
+    labels: torch.Tensor | None,
+    grid: AffineGrid,
+    outside: int | None,
+    part: tuple[slice, ...] | None = None,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Image and labels at the points of a grid.
 
     Args:
-        image: float32 ``(C, *grid.shape)``, or None.
-        labels: Integers ``(K, *grid.shape)``, or None.
+        image: float32 ``(C, *part)``, or None.
+        labels: Integers ``(K, *part)``, or None.
         grid: Where to sample.
         outside: Label beyond the border of the volume; None if no point lies so near to it that it matters.
+        part: The part of the volume that image and labels are; at least ``grid.sampled_box()``. None: all of it.
 
     Returns:
         ``(C, *patch)``, 0 beyond the border, and ``(K, *patch)``: by channel the label with the largest interpolation weight; among equals
         the one of the nearest voxel, otherwise the smallest. Same dtypes.
     """
+    if part is None:
+        part = grid.sampled_box()
+        image, labels = (None if tensor is None else tensor[(slice(None), *part)] for tensor in (image, labels))
     kernel = compiled_kernel()
     if kernel is not None and len(grid.shape) == 3 and (labels is None or labels.dtype == torch.int16):
-        return _warp_compiled(kernel, image, labels, grid, outside)
-    return _warp_with_torch(image, labels, grid, outside)
+        return _warp_compiled(kernel, image, labels, grid, outside, part)
+    return _warp_with_torch(image, labels, grid, outside, part)
 
 
 @functools.cache
@@ -118,33 +126,38 @@ def compiled_kernel() -> Callable[..., None] | None:
 
 
 def _warp_compiled(
-    kernel: Callable[..., None], image: torch.Tensor | None, labels: torch.Tensor | None, grid: AffineGrid, outside: int | None
+    kernel: Callable[..., None],
+    image: torch.Tensor | None,
+    labels: torch.Tensor | None,
+    grid: AffineGrid,
+    outside: int | None,
+    part: tuple[slice, ...],
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """:func:`warp` by :func:`compiled_warp.warp_rows`."""
-    is_2d = len(grid.shape) == 2
-    leading = (1,) if is_2d else ()
-    arguments, results = [], []
-    for tensor, dtype in ((image, torch.float32), (labels, torch.int16)):
-        source = torch.empty((0, *grid.shape), dtype=dtype) if tensor is None else tensor.contiguous()
-        results.append(torch.empty((len(source), *grid.patch_size), dtype=dtype))
-        arguments.append([x.numpy().reshape(len(source), *leading, *x.shape[1:]) for x in (source, results[-1])])
-    (source_image, target_image), (source_labels, target_labels) = arguments
-    kernel(source_image, source_labels, grid.terms(), target_image, target_labels, outside or 0, outside is not None, is_2d)
+    shape = [along.stop - along.start for along in part]
+    sources = (
+        torch.empty((0, *shape)) if image is None else image.contiguous(),
+        torch.empty((0, *shape), dtype=torch.int16) if labels is None else labels.contiguous(),
+    )
+    results = [torch.empty((len(source), *grid.patch_size), dtype=source.dtype) for source in sources]
+    start = np.array([along.start for along in part])
+    place = (start, np.array(grid.shape), grid.terms())
+    kernel(*(source.numpy() for source in sources), *place, *(x.numpy() for x in results), outside or 0, outside is not None)
     return None if image is None else results[0], None if labels is None else results[1]
 
 
 def _warp_with_torch(
-    image: torch.Tensor | None, labels: torch.Tensor | None, grid: AffineGrid, outside: int | None
+    image: torch.Tensor | None, labels: torch.Tensor | None, grid: AffineGrid, outside: int | None, part: tuple[slice, ...]
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """:func:`warp` by ``grid_sample``."""
-    box = (slice(None), *grid.sampled_box())
     num_images = 0 if image is None else image.shape[0]
     num_labels = 0 if labels is None else labels.shape[0]
-    volume = torch.empty((num_images + num_labels, *grid.shape))  # only the box is ever touched
+    volume = torch.empty((num_images + num_labels, *grid.shape))  # only the part is ever touched
+    box = (slice(None), *part)
     if image is not None:
-        volume[:num_images][box] = image[box]
+        volume[:num_images][box] = image
     if labels is not None:
-        _mark_unsettled(labels[box], outside, box[1:], grid.shape, out=volume[num_images:][box])
+        _mark_unsettled(labels, outside, part, grid.shape, out=volume[num_images:][box])
     sampled = torch.empty((num_images + num_labels, *grid.patch_size))
     step = max(1, POINTS_AT_A_TIME // math.prod(grid.patch_size[1:]))
     for start in range(0, grid.patch_size[0], step):
@@ -153,7 +166,7 @@ def _warp_with_torch(
     del volume
     return (
         None if image is None else sampled[:num_images],
-        None if labels is None else _labels_from(sampled[num_images:], labels, grid, outside),
+        None if labels is None else _labels_from(sampled[num_images:], labels, grid, outside, [along.start for along in part]),
     )
 
 
@@ -178,24 +191,26 @@ def _mark_unsettled(labels: torch.Tensor, outside: int | None, box: Sequence[sli
     out.masked_fill_(torch.from_numpy(differs), torch.nan)
 
 
-def _labels_from(sampled: torch.Tensor, labels: torch.Tensor, grid: AffineGrid, outside: int | None) -> torch.Tensor:
+def _labels_from(sampled: torch.Tensor, labels: torch.Tensor, grid: AffineGrid, outside: int | None, first: Sequence[int]) -> torch.Tensor:
     """Labels from interpolated values relative to ``outside``; points where they are NaN are put to the vote."""
     is_open = sampled.isnan()
     result = sampled.nan_to_num_(0).round_().add_(outside or 0).to(labels.dtype)
     points = is_open.nonzero(as_tuple=True)
     if len(points[0]):
-        result[is_open] = _vote(labels, grid, points, outside)
+        result[is_open] = _vote(labels, grid, points, outside, first)
     return result
 
 
-def _vote(labels: torch.Tensor, grid: AffineGrid, points: Sequence[torch.Tensor], outside: int | None) -> torch.Tensor:
-    """Winning label at each of N points, given by their indices ``(channel, *patch axes)``."""
+def _vote(
+    labels: torch.Tensor, grid: AffineGrid, points: Sequence[torch.Tensor], outside: int | None, first: Sequence[int]
+) -> torch.Tensor:
+    """Winning label at each of N points, given by their indices ``(channel, *patch axes)``; ``labels`` begin at voxel ``first``."""
     channel, *index = points
     positions = [_voxel_position(grid.coordinate(axis, *index), n, len(grid.shape)) for axis, n in enumerate(grid.shape)]
     corners = list(itertools.product((0, 1), repeat=len(grid.shape)))
     floors = [position.floor() for position in positions]
     neighbours = torch.stack(
-        [_labels_at(labels, channel, [floor + up for floor, up in zip(floors, corner)], outside) for corner in corners]
+        [_labels_at(labels, channel, [floor + (up - low) for floor, up, low in zip(floors, corner, first)], outside) for corner in corners]
     )
     winners = neighbours[0].clone()
     mixed = (neighbours[1:] != neighbours[0]).any(0).nonzero()[:, 0]
@@ -205,15 +220,17 @@ def _vote(labels: torch.Tensor, grid: AffineGrid, points: Sequence[torch.Tensor]
     floors = [floor[mixed] for floor in floors]
     sides = [((floor + 1) - position, position - floor) for floor, position in zip(floors, positions)]
     weights = torch.stack([_product([sides[axis][corner[axis]] for axis in reversed(range(len(sides)))]) for corner in corners])
-    nearest = _labels_at(labels, channel[mixed], [position.round() for position in positions], outside)  # halves to even, as grid_sample
+    nearest = _labels_at(
+        labels, channel[mixed], [position.round() - low for position, low in zip(positions, first)], outside
+    )  # halves to even, as grid_sample
     winners[mixed] = _elected(neighbours[:, mixed], weights.mul_(SCORE), nearest, outside)
     return winners
 
 
 def _voxel_position(coordinate: torch.Tensor, n: int, axes: int) -> torch.Tensor:
     """Position in voxels along an axis of n, with the arithmetic of grid_sample for that number of axes."""
-    if axes == 2:
-        return (coordinate + 1) * (n / 2) - 0.5
+    if axes == 2:  # multiplied and added with one rounding
+        return ((coordinate + 1).double() * (n / 2) - 0.5).float()
     return ((coordinate + 1) * n - 1) / 2
 
 

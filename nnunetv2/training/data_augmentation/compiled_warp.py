@@ -22,17 +22,17 @@ def rounded_to_half(value):
     return np.float32(np.rint(value / quantum) * quantum)
 
 
-@njit("int16(int16[::1], float32[::1], int64, int16, int64, boolean)", cache=True, nogil=True)
-def elected(neighbours, weights, corners, nearest, outside, reaches_outside):
-    """The label with the highest sum of weights among so many corners; see ``affine_warp._elected``."""
+@njit("int16(int16[::1], float32[::1], int16, int64, boolean)", cache=True, nogil=True)
+def elected(neighbours, weights, nearest, outside, reaches_outside):
+    """The label with the highest sum of weights among the voxels around a point; see ``affine_warp._elected``."""
     left = ZERO
     if reaches_outside:
-        for corner in range(corners):
+        for corner in range(8):
             if neighbours[corner] != outside:
                 left -= weights[corner] * SCORE
         left = rounded_to_half(left + SCORE)
     winner, best, nearest_score = neighbours[0], np.float32(-1), ZERO
-    for corner in range(corners):
+    for corner in range(8):
         label = neighbours[corner]
         is_new = True
         for earlier in range(corner):
@@ -43,7 +43,7 @@ def elected(neighbours, weights, corners, nearest, outside, reaches_outside):
         if reaches_outside and label == outside:
             score = left
         else:
-            for other in range(corner, corners):
+            for other in range(corner, 8):
                 if neighbours[other] == label:
                     score += weights[other] * SCORE
             score = rounded_to_half(score)
@@ -55,31 +55,32 @@ def elected(neighbours, weights, corners, nearest, outside, reaches_outside):
 
 
 @njit(
-    "void(float32[:,:,:,::1], int16[:,:,:,::1], float32[:,:,::1], float32[:,:,:,::1], int16[:,:,:,::1], int64, boolean, boolean)",
+    "void(float32[:,:,:,::1], int16[:,:,:,::1], int64[::1], int64[::1], float32[:,:,::1], float32[:,:,:,::1], int16[:,:,:,::1], int64, boolean)",
     cache=True,
     nogil=True,
 )
-def warp_rows(image, labels, terms, out_image, out_labels, outside, reaches_outside, is_2d):
+def warp_rows(image, labels, start, shape, terms, out_image, out_labels, outside, reaches_outside):
     """Fills image and labels of a patch.
 
     Args:
-        image: ``(C, Z, Y, X)``; C may be 0.
-        labels: ``(K, Z, Y, X)``; K may be 0.
+        image: The part of a volume in which points lie, ``(C, Z, Y, X)``; C may be 0.
+        labels: The same part, ``(K, Z, Y, X)``; K may be 0.
+        start: First voxel of the part.
+        shape: Voxels of the volume. Where the part ends before the volume, there must be no points.
         terms: What each voxel of a patch axis adds to a coordinate, ``(coordinate, patch axis, at least the longest patch axis)``.
         out_image: ``(C, *patch)``, written.
         out_labels: ``(K, *patch)``, written.
         outside: Label beyond the border.
         reaches_outside: Whether a point may lie there.
-        is_2d: The volume is one plane, and positions are rounded as for two axes.
     """
     channels, size_z, size_y, size_x = image.shape
     _, patch_z, patch_y, patch_x = out_image.shape
-    half_z, half_y, half_x = np.float32(size_z / 2), np.float32(size_y / 2), np.float32(size_x / 2)
-    voxels_z, voxels_y, voxels_x = np.float32(size_z), np.float32(size_y), np.float32(size_x)
+    half_z, half_y, half_x = np.float32(shape[0] / 2), np.float32(shape[1] / 2), np.float32(shape[2] / 2)
+    voxels_z, voxels_y, voxels_x = np.float32(shape[0]), np.float32(shape[1]), np.float32(shape[2])
+    first_z, first_y, first_x = np.int32(start[0]), np.int32(start[1]), np.int32(start[2])
     flat_image = image.reshape(channels, size_z * size_y * size_x)
     flat_labels = labels.reshape(labels.shape[0], size_z * size_y * size_x)
     down, back = size_x, size_y * size_x
-    corners = 4 if is_2d else 8
     steps = np.array((0, 1, down, down + 1, back, back + 1, back + down, back + down + 1), np.int32)
     # of one row of points
     first = np.empty(patch_x, np.int32)  # the voxel at the lowest corner
@@ -99,37 +100,27 @@ def warp_rows(image, labels, terms, out_image, out_labels, outside, reaches_outs
             along_z = (start_z + terms[0, 2, k]) / half_z + ONE
             along_y = (start_y + terms[1, 2, k]) / half_y + ONE
             along_x = (start_x + terms[2, 2, k]) / half_x + ONE
-            if is_2d:
-                position_z = ZERO
-                position_y = along_y * half_y - HALF
-                position_x = along_x * half_x - HALF
-            else:
-                position_z = (along_z * voxels_z - ONE) * HALF
-                position_y = (along_y * voxels_y - ONE) * HALF
-                position_x = (along_x * voxels_x - ONE) * HALF
+            position_z = (along_z * voxels_z - ONE) * HALF
+            position_y = (along_y * voxels_y - ONE) * HALF
+            position_x = (along_x * voxels_x - ONE) * HALF
             floor_z, floor_y, floor_x = np.floor(position_z), np.floor(position_y), np.floor(position_x)
             up_z, up_y, up_x = position_z - floor_z, position_y - floor_y, position_x - floor_x
             low_z, low_y, low_x = (floor_z + ONE) - position_z, (floor_y + ONE) - position_y, (floor_x + ONE) - position_x
-            z, y, x = np.int32(floor_z), np.int32(floor_y), np.int32(floor_x)
+            z, y, x = np.int32(floor_z) - first_z, np.int32(floor_y) - first_y, np.int32(floor_x) - first_x
             corner_z[k], corner_y[k], corner_x[k] = z, y, x
             first[k] = (z * size_y + y) * size_x + x
-            inside = (y >= 0) & (y + 1 < size_y) & (x >= 0) & (x + 1 < size_x) & (is_2d | ((z >= 0) & (z + 1 < size_z)))
+            inside = (z >= 0) & (z + 1 < size_z) & (y >= 0) & (y + 1 < size_y) & (x >= 0) & (x + 1 < size_x)
             is_inside[k] = inside
             are_inside &= inside
-            nearest[k] = (
-                4 * (np.rint(position_z) > floor_z) + 2 * (np.rint(position_y) > floor_y) + (np.rint(position_x) > floor_x)
-            )
-            if is_2d:
-                weights[0, k], weights[1, k], weights[2, k], weights[3, k] = low_x * low_y, up_x * low_y, low_x * up_y, up_x * up_y
-            else:
-                weights[0, k], weights[1, k] = low_x * low_y * low_z, up_x * low_y * low_z
-                weights[2, k], weights[3, k] = low_x * up_y * low_z, up_x * up_y * low_z
-                weights[4, k], weights[5, k] = low_x * low_y * up_z, up_x * low_y * up_z
-                weights[6, k], weights[7, k] = low_x * up_y * up_z, up_x * up_y * up_z
+            nearest[k] = 4 * (np.rint(position_z) > floor_z) + 2 * (np.rint(position_y) > floor_y) + (np.rint(position_x) > floor_x)
+            weights[0, k], weights[1, k] = low_x * low_y * low_z, up_x * low_y * low_z
+            weights[2, k], weights[3, k] = low_x * up_y * low_z, up_x * up_y * low_z
+            weights[4, k], weights[5, k] = low_x * low_y * up_z, up_x * low_y * up_z
+            weights[6, k], weights[7, k] = low_x * up_y * up_z, up_x * up_y * up_z
         for channel in range(channels):
             values = flat_image[channel]
             target = out_image[channel, plane, line]
-            if are_inside and not is_2d:
+            if are_inside:
                 for k in range(patch_x):
                     at = first[k]
                     value = values[at] * weights[0, k]
@@ -141,18 +132,10 @@ def warp_rows(image, labels, terms, out_image, out_labels, outside, reaches_outs
                     value += values[at + back + down] * weights[6, k]
                     value += values[at + back + down + 1] * weights[7, k]
                     target[k] = value
-            elif are_inside:
-                for k in range(patch_x):
-                    at = first[k]
-                    value = values[at] * weights[0, k]
-                    value += values[at + 1] * weights[1, k]
-                    value += values[at + down] * weights[2, k]
-                    value += values[at + down + 1] * weights[3, k]
-                    target[k] = value
             else:
                 for k in range(patch_x):
                     value = ZERO
-                    for corner in range(corners):
+                    for corner in range(8):
                         z, y, x = corner_z[k] + corner // 4, corner_y[k] + corner // 2 % 2, corner_x[k] + corner % 2
                         if 0 <= z < size_z and 0 <= y < size_y and 0 <= x < size_x:
                             value += values[first[k] + steps[corner]] * weights[corner, k]
@@ -165,16 +148,15 @@ def warp_rows(image, labels, terms, out_image, out_labels, outside, reaches_outs
                 if is_inside[k]:
                     label = numbers[at]
                     agree = (numbers[at + 1] == label) & (numbers[at + down] == label) & (numbers[at + down + 1] == label)
-                    if not is_2d:
-                        agree &= (numbers[at + back] == label) & (numbers[at + back + 1] == label)
-                        agree &= (numbers[at + back + down] == label) & (numbers[at + back + down + 1] == label)
+                    agree &= (numbers[at + back] == label) & (numbers[at + back + 1] == label)
+                    agree &= (numbers[at + back + down] == label) & (numbers[at + back + down + 1] == label)
                     if agree:
                         chosen[k] = label
                         continue
-                for corner in range(corners):
+                for corner in range(8):
                     z, y, x = corner_z[k] + corner // 4, corner_y[k] + corner // 2 % 2, corner_x[k] + corner % 2
                     around[corner] = outside
                     if 0 <= z < size_z and 0 <= y < size_y and 0 <= x < size_x:
                         around[corner] = numbers[at + steps[corner]]
                     weight[corner] = weights[corner, k]
-                chosen[k] = elected(around, weight, corners, around[nearest[k]], outside, reaches_outside)
+                chosen[k] = elected(around, weight, around[nearest[k]], outside, reaches_outside)

@@ -1,6 +1,6 @@
 """The augmentation of a training sample, as a list of transforms, and the numbers that go with a patch size.
 
-Transforms come from batchgeneratorsv2 and act on one sample, ``{"image": float32 (C, *spatial), "segmentation": int16
+Transforms are those of batchgeneratorsv2, some with faster arithmetic, and act on one sample, ``{"image": float32 (C, *spatial), "segmentation": int16
 (1 or 2, *spatial)}``; the second segmentation channel is the previous stage of a cascade. They draw from the global
 random states of numpy and torch; ``training.dataloading`` seeds both for every sample.
 """
@@ -14,13 +14,8 @@ from typing import Any
 import numpy as np
 from batchgeneratorsv2.helpers.scalar_type import RandomScalar
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
-from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
-from batchgeneratorsv2.transforms.intensity.contrast import BGContrast, ContrastTransform
-from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
-from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
+from batchgeneratorsv2.transforms.intensity.contrast import BGContrast
 from batchgeneratorsv2.transforms.nnunet.seg_to_onehot import MoveSegAsOneHotToDataTransform
-from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
-from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResolutionTransform
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.spatial.rot90 import Rot90Transform
 from batchgeneratorsv2.transforms.spatial.transpose import TransposeAxesTransform
@@ -39,6 +34,14 @@ from nnunetv2.training.data_augmentation.cascade_corruption import (
 )
 from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
 from nnunetv2.training.data_augmentation.fast_transforms import FastSpatialTransform
+from nnunetv2.training.data_augmentation.intensity_transforms import (
+    FastBrightnessTransform,
+    FastContrastTransform,
+    FastGammaTransform,
+    FastGaussianBlurTransform,
+    FastGaussianNoiseTransform,
+    FastLowResolutionTransform,
+)
 
 # The patch is read large enough for these scales although scaling goes further (SCALING); corners are padded then.
 INITIAL_PATCH_SCALE_RANGE = (0.85, 1.25)
@@ -132,21 +135,23 @@ def intensity_transforms(low_resolution_ignores: tuple[int, ...] | None = None) 
     """Noise, blur, brightness, contrast, simulated low resolution and gamma, each with its probability."""
     return [
         # The range is called a variance but acts as a standard deviation; nnU-Net is tuned to that.
-        RandomTransform(GaussianNoiseTransform(noise_variance=(0, 0.1), p_per_channel=1, synchronize_channels=True), 0.1),
+        RandomTransform(FastGaussianNoiseTransform(noise_variance=(0, 0.1), p_per_channel=1, synchronize_channels=True), 0.1),
         RandomTransform(
-            GaussianBlurTransform(blur_sigma=(0.5, 1.0), synchronize_channels=False, synchronize_axes=False, p_per_channel=0.5),
+            FastGaussianBlurTransform(blur_sigma=(0.5, 1.0), synchronize_channels=False, synchronize_axes=False, p_per_channel=0.5),
             0.2,
         ),
         RandomTransform(
-            MultiplicativeBrightnessTransform(multiplier_range=BGContrast((0.75, 1.25)), synchronize_channels=False, p_per_channel=1),
+            FastBrightnessTransform(multiplier_range=BGContrast((0.75, 1.25)), synchronize_channels=False, p_per_channel=1),
             0.15,
         ),
         RandomTransform(
-            ContrastTransform(contrast_range=BGContrast((0.75, 1.25)), preserve_range=True, synchronize_channels=False, p_per_channel=1),
+            FastContrastTransform(
+                contrast_range=BGContrast((0.75, 1.25)), preserve_range=True, synchronize_channels=False, p_per_channel=1
+            ),
             0.15,
         ),
         RandomTransform(
-            SimulateLowResolutionTransform(
+            FastLowResolutionTransform(
                 scale=(0.5, 1),
                 synchronize_channels=False,
                 synchronize_axes=True,
@@ -315,8 +320,8 @@ def blocked_patch_axes(flip_sensitive_axes: Sequence[int], transpose_forward: Se
     return tuple(sorted(position for position in positions if position >= 0))
 
 
-def gamma_transform(p_invert_image: float) -> GammaTransform:
+def gamma_transform(p_invert_image: float) -> FastGammaTransform:
     """A gamma curve for each channel; inverted, it acts on the negative of the image."""
-    return GammaTransform(
+    return FastGammaTransform(
         gamma=BGContrast((0.7, 1.5)), p_invert_image=p_invert_image, synchronize_channels=False, p_per_channel=1, p_retain_stats=1
     )

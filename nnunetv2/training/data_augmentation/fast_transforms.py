@@ -33,17 +33,21 @@ class FastSpatialTransform(SpatialTransform):
             shape: Spatial shape of the sample.
 
         Returns:
-            The part of the sample that will be looked at; what the rest holds does not matter. None, and nothing drawn,
+            The part of the sample that will be looked at: the next sample must be just this part. None, and nothing drawn,
             if that cannot be told.
         """
         self._drawn = None
-        if not self._is_affine() or callable(self.rotation) or callable(self.scaling):
+        is_known = self._is_affine() and not (callable(self.rotation) or callable(self.scaling))
+        if not is_known or any(size > n for size, n in zip(self.patch_size, shape)):
             return None
-        self._drawn = self._draw(torch.empty((1, *shape), device="meta"))
-        if self._drawn["affine"] is not None:
-            return AffineGrid(self._drawn["affine"], self.patch_size, shape).sampled_box()
-        starts = [n // 2 - size // 2 for n, size in zip(shape, self.patch_size)]
-        return tuple(slice(max(start, 0), min(start + size, n)) for start, size, n in zip(starts, self.patch_size, shape))
+        drawn = self._draw(torch.empty((1, *shape), device="meta"))
+        if drawn["affine"] is None:
+            starts = [n // 2 - size // 2 for n, size in zip(shape, self.patch_size)]
+            part = tuple(slice(start, start + size) for start, size in zip(starts, self.patch_size))
+        else:
+            part = AffineGrid(drawn["affine"], self.patch_size, shape).sampled_box()
+        self._drawn = {**drawn, "part": part, "shape": tuple(shape)}
+        return part
 
     def forget_drawn(self) -> None:
         """Takes :meth:`draw_ahead` back, in case that its sample never came."""
@@ -58,15 +62,21 @@ class FastSpatialTransform(SpatialTransform):
         return super().get_parameters(**data_dict)
 
     def apply(self, data_dict: dict, **params) -> dict:
+        part = params.get("part")
+        if params["affine"] is None and part is not None:
+            return data_dict
         if params["affine"] is None or params["grid"] is not None:
-            return super().apply(data_dict, **params)
+            data_dict = super().apply(data_dict, **params)
+            # A view into what was read would be summed up in another order, and give other last digits, than the part alone.
+            data_dict["image"] = data_dict["image"].contiguous()
+            return data_dict
         image, labels = data_dict["image"], data_dict.get("segmentation")
-        grid = AffineGrid(params["affine"], self.patch_size, image.shape[1:])
+        grid = AffineGrid(params["affine"], self.patch_size, image.shape[1:] if part is None else params["shape"])
         pad_label = int(self.padding_value_seg) if self.border_mode_seg == "constant" else 0
         outside = pad_label if self._may_reach_outside(grid.corners(), grid.shape) else None
-        data_dict["image"], data_dict["segmentation"] = warp(image, labels, grid, outside)
-        if labels is None:
-            del data_dict["segmentation"]
+        data_dict["image"], warped = warp(image, labels, grid, outside, part)
+        if labels is not None:
+            data_dict["segmentation"] = warped
         return data_dict
 
     def _is_affine(self) -> bool:

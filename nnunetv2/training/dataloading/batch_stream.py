@@ -190,6 +190,9 @@ class BatchStream:
         )
 
     def _start_workers(self) -> None:
+        prepare = getattr(self.loader, "prepare_for_workers", None)  # a loader of a user's own may lack it
+        if prepare is not None:
+            prepare()
         method = self._start_method or default_start_method(self.loader)
         context = multiprocessing.get_context(method)
         for _ in range(self.num_workers):

@@ -12,6 +12,7 @@ import torch
 from batchgenerators.dataloading.data_loader import DataLoader
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 
+from nnunetv2.training.data_augmentation.affine_warp import compiled_kernel
 from nnunetv2.training.data_augmentation.fast_transforms import first_spatial_transform
 from nnunetv2.training.dataloading.batch import Batch, as_batch
 from nnunetv2.training.dataloading.class_targets import LABEL_MAP_KEY, EvidenceRule, class_part, with_label_map_kept
@@ -71,9 +72,7 @@ class nnUNetDataLoader(DataLoader):
         sample_offset: int = 0,
         global_batch_size: int | None = None,
     ) -> None:
-        super().__init__(
-            data, batch_size, 1, None, True, shuffle=False, infinite=True, sampling_probabilities=sampling_probabilities
-        )
+        super().__init__(data, batch_size, 1, None, True, shuffle=False, infinite=True, sampling_probabilities=sampling_probabilities)
         self.indices = list(data.identifiers)
         _check_sampling(self.indices, sampling_probabilities)
         self.patch_size_was_2d = len(patch_size) == 2
@@ -89,9 +88,7 @@ class nnUNetDataLoader(DataLoader):
         self.annotated_classes_key = (-1, *label_manager.all_labels)
         self.has_ignore = label_manager.has_ignore_label
         self.probabilistic_oversampling = probabilistic_oversampling
-        self.get_do_oversample = (
-            self._probabilistic_oversampling if probabilistic_oversampling else self._oversample_last_XX_percent
-        )
+        self.get_do_oversample = self._probabilistic_oversampling if probabilistic_oversampling else self._oversample_last_XX_percent
         self.case_labels = case_labels if case_labels is not None and case_labels.tasks else None
         self.evidence_weights = dict(evidence_weights or {})
         self.transforms = transforms
@@ -190,6 +187,11 @@ class nnUNetDataLoader(DataLoader):
                 samples.append(self._generate_sample(identifiers[-1], position))
             return self._collate(np.array(identifiers), samples)
 
+    def prepare_for_workers(self) -> None:
+        """What is better done once, before worker processes start, than by each of them."""
+        if first_spatial_transform(self.transforms)[0] is not None:
+            compiled_kernel()
+
     def identifiers_of_batch(self, epoch: int, iteration: int) -> list[str]:
         """The cases of :meth:`generate_batch` at the same position, without reading anything."""
         identifiers = []
@@ -231,25 +233,23 @@ class nnUNetDataLoader(DataLoader):
     def _read_patch(self, identifier: str, force_fg: bool) -> tuple[np.ndarray, np.ndarray]:
         """Image ``(C, *patch_size)`` float32 and segmentation ``(1 or 2, *patch_size)`` int16 at a random place.
 
-        Filled only where the transforms will look.
+        Only the part of the patch that the transforms will look at, if they can tell.
         """
         image, segmentation, previous, properties = self._data.load_case(identifier)
         lower, upper = self.get_bbox(image.shape[1:], force_fg, properties.get("class_locations"))
         needed = self._needed_part()
+        if needed is not None:
+            lower, upper = [low + part.start for low, part in zip(lower, needed)], [low + part.stop for low, part in zip(lower, needed)]
 
         def patch_of(array, pad_value, dtype) -> np.ndarray:
-            if needed is None:
-                return crop_with_padding(array, lower, upper, pad_value, dtype)
-            first = [low + part.start for low, part in zip(lower, needed)]
-            end = [low + part.stop for low, part in zip(lower, needed)]
-            return _at_its_place(crop_with_padding(array, first, end, pad_value, dtype), needed, self.patch_size)
+            return crop_with_padding(array, lower, upper, pad_value, dtype)
 
         image_patch = patch_of(image, IMAGE_PAD_VALUE, np.float32)
         label_patch = patch_of(segmentation, SEGMENTATION_PAD_VALUE, np.int16)
         if previous is not None:
             previous_patch = patch_of(previous, SEGMENTATION_PAD_VALUE, np.int16)
             # stored with or without a channel axis
-            label_patch = np.concatenate((label_patch, previous_patch.reshape(1, *self.patch_size)))
+            label_patch = np.concatenate((label_patch, previous_patch.reshape(1, *label_patch.shape[1:])))
         return image_patch, label_patch
 
     def _needed_part(self) -> tuple[slice, ...] | None:
@@ -290,9 +290,7 @@ class nnUNetDataLoader(DataLoader):
         return Batch({"data": data, "target": target, "keys": identifiers, "class": classes})
 
 
-def crop_with_padding(
-    array: Any, lower: Sequence[int], upper: Sequence[int], pad_value: float, dtype: np.dtype | type
-) -> np.ndarray:
+def crop_with_padding(array: Any, lower: Sequence[int], upper: Sequence[int], pad_value: float, dtype: np.dtype | type) -> np.ndarray:
     """A box out of the last axes of an array, in memory of its own.
 
     Args:
@@ -316,14 +314,6 @@ def crop_with_padding(
         target = (slice(start - low, stop - low) for low, start, stop in zip(lower, first, last))
         patch[(*(slice(None) for _ in leading), *target)] = array[box]
     return patch
-
-
-def _at_its_place(part: np.ndarray, place: Sequence[slice], size: Sequence[int]) -> np.ndarray:
-    """A part within an array of zeros of the given spatial size; memory around the part is never touched."""
-    leading = part.shape[: part.ndim - len(size)]
-    whole = np.zeros((*leading, *size), dtype=part.dtype)
-    whole[(*(slice(None) for _ in leading), *place)] = part
-    return whole
 
 
 def _check_sampling(identifiers: Sequence[str], probabilities: Sequence[float] | np.ndarray | None) -> None:

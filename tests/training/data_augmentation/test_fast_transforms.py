@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 
+from nnunetv2.training.data_augmentation import affine_warp
 from nnunetv2.training.data_augmentation.fast_transforms import FastSpatialTransform
+
+
+@pytest.fixture(params=["numba", "torch"], autouse=True)
+def arithmetic(request, monkeypatch) -> str:
+    """Every test with machine code, where it can be had, and without."""
+    if request.param == "torch":
+        monkeypatch.setattr(affine_warp, "compiled_kernel", lambda: None)
+    elif affine_warp.compiled_kernel() is None:
+        pytest.skip("numba is not installed")
+    return request.param
 
 
 def blocky_labels(shape: tuple[int, ...], num_labels: int, rng: np.random.Generator) -> torch.Tensor:
@@ -18,12 +31,17 @@ def blocky_labels(shape: tuple[int, ...], num_labels: int, rng: np.random.Genera
     return torch.from_numpy(np.stack([labels, np.roll(labels, 1, 0)]).astype(np.int16))
 
 
-def transformed_by_both(seed: int, *, rotation, scaling, num_labels: int, largest_size: int = 26, **options) -> list[dict[str, torch.Tensor]]:
+def transformed_by_both(
+    seed: int, *, rotation, scaling, num_labels: int, largest_size: int = 26, **options
+) -> list[dict[str, torch.Tensor]]:
     """What the library and ours make of one sample, and the random state they leave."""
     rng = np.random.default_rng(seed)
     output = tuple(int(n) for n in rng.integers(6, largest_size, size=2 + seed % 2))
     shape = tuple(int(n * rng.uniform(0.8, 1.7)) for n in output)
-    sample = {"image": torch.from_numpy(rng.normal(size=(3, *shape)).astype(np.float32)), "segmentation": blocky_labels(shape, num_labels, rng)}
+    sample = {
+        "image": torch.from_numpy(rng.normal(size=(3, *shape)).astype(np.float32)),
+        "segmentation": blocky_labels(shape, num_labels, rng),
+    }
     settings = {
         "patch_center_dist_from_border": 0,
         "random_crop": False,
@@ -91,3 +109,27 @@ def test_an_image_alone_and_other_data_are_transformed_too() -> None:
     np.random.seed(0)
     both = transform(image=image, regression_target=image)
     assert torch.equal(both["image"], alone["image"]) and torch.allclose(both["regression_target"], alone["image"], atol=1e-5)
+
+
+def test_a_part_of_the_volume_gives_the_same(arithmetic: str) -> None:
+    rng = np.random.default_rng(0)
+    shape = (30, 34, 28)
+    sample = {"image": torch.from_numpy(rng.normal(size=(2, *shape)).astype(np.float32)), "segmentation": blocky_labels(shape, 3, rng)}
+    for p_rotation in (0, 1):
+        transform = FastSpatialTransform((9, 14, 11), 0, False, p_rotation=p_rotation, rotation=(0.3, 0.4), border_mode_seg="constant")
+        np.random.seed(1)
+        expected = transform(**sample)
+        np.random.seed(1)
+        part = transform.draw_ahead(shape)
+        assert part is not None and all(along.stop - along.start < n for along, n in zip(part, shape))
+        assert_same(expected, transform(**{key: tensor[(slice(None), *part)].clone() for key, tensor in sample.items()}), p_rotation)
+
+
+def test_without_numba_torch_does_it(monkeypatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "nnunetv2.training.data_augmentation.compiled_warp", None)  # importing it raises ImportError
+    affine_warp.compiled_kernel.cache_clear()
+    try:
+        assert affine_warp.compiled_kernel() is None
+    finally:
+        affine_warp.compiled_kernel.cache_clear()

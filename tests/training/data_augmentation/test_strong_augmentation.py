@@ -45,7 +45,7 @@ def test_order_and_probabilities_of_the_steps() -> None:
     assert names(pipeline) == [
         "Convert3DTo2DTransform", "FastSpatialTransform", "Convert2DTo3DTransform", "Rot90Transform", "TransposeAxesTransform",
         "OneOfTransform", "GaussianNoiseTransform", "BrightnessAdditiveTransform", "OneOfTransform", "SimulateLowResolutionTransform",
-        "GammaTransform", "GammaTransform", "MirrorTransform", "BlankRectangleTransform", "BrightnessGradientAdditiveTransform",
+        "FastGammaTransform", "FastGammaTransform", "MirrorTransform", "BlankRectangleTransform", "BrightnessGradientAdditiveTransform",
         "LocalGammaTransform", "SharpeningTransform", "MaskImageTransform", "RemoveLabelTransform", "MoveSegAsOneHotToDataTransform",
         "RandomBinaryOperatorTransform", "RemoveRandomComponentTransform", "ConvertSegmentationToRegionsTransform",
         "DownsampleSegForDSTransform",
