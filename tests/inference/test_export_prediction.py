@@ -6,11 +6,12 @@ import torch
 from scipy.ndimage import gaussian_filter
 from tiny_models import dataset_json, plans
 
+from nnunetv2.inference.blockwise_export import fill_labels
 from nnunetv2.inference.export_prediction import (
     convert_predicted_logits_to_segmentation_with_correct_shape,
     export_prediction_from_logits,
 )
-from nnunetv2.preprocessing.resampling.blockwise_resampling import BlockwiseResampling
+from nnunetv2.preprocessing.resampling.blockwise_resampling import BlockwiseResampling, blockwise_resampling
 from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg_to_shape
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -197,6 +198,26 @@ def test_channels_that_cannot_win_are_not_interpolated(monkeypatch) -> None:
     labels = export(logits, properties, manager)
     assert set(np.unique(labels)) == {0, 3}
     assert len(interpolated) == 2  # one block, two of nine channels
+
+
+@pytest.mark.parametrize("has_regions", [False, True])
+def test_left_out_channels_change_no_label(has_regions, monkeypatch) -> None:
+    heads = 10
+    labels = {"background": 0, **{f"l{index}": [index, index + 1] if has_regions else index for index in range(1, heads + has_regions)}}
+    manager = LabelManager(labels, list(range(1, heads + 1)))
+    shape, new_shape, spacing, new_spacing, resampling = GRIDS["finer, one axis unchanged"]
+    logits = gaussian_filter(np.random.default_rng(2).normal(size=(heads, *shape)), (0, 9, 9, 9)).astype(np.float32)
+    logits *= 3 / logits.std()  # wide structures: most channels are far from the largest, or from zero, in a whole block
+    whole = resample_data_or_seg_to_shape(logits, new_shape, spacing, new_spacing, **resampling)
+    found = np.empty(new_shape, np.uint8)
+    in_blocks = blockwise_resampling(shape, new_shape, spacing, new_spacing, **resampling)
+    interpolated = []
+    resample = BlockwiseResampling.resample
+    monkeypatch.setattr(BlockwiseResampling, "resample", lambda *arguments: interpolated.append(1) or resample(*arguments))
+    assert fill_labels(logits, in_blocks, manager, found)
+    np.testing.assert_array_equal(found, np.asarray(manager.convert_logits_to_segmentation(whole)))
+    blocks = np.prod([len(axis) for axis in in_blocks.blocks])
+    assert blocks < len(interpolated) < heads * blocks
 
 
 @pytest.mark.parametrize("return_probabilities", [False, True])
