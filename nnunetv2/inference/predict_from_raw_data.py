@@ -331,7 +331,7 @@ class nnUNetPredictor:
         if needing:
             raise ValueError(
                 f"The heads of {', '.join(needing)} look at the predicted segmentation, so they cannot be used alone. "
-                "Predict both: leave --cls_only out."
+                "Predict both (leave --cls_only out), or take --cls_heads joint."
             )
 
     def _joint_network(self) -> JointNetwork | None:
