@@ -62,7 +62,9 @@ manager = PlansManager(plans)
 configuration = manager.get_configuration("3d_fullres")
 dataset = {"channel_names": {"0": "MR"}, "labels": {"background": 0, "organ": 1}, "file_ending": ".nii.gz"}
 def run(*files): DefaultPreprocessor(verbose=False).run_case_save(output, *files, manager, configuration, dataset)
-run(*eval(sys.argv[2]))  # loads everything
+from nnunetv2.preprocessing.resampling.label_resampling import compiled_kernel
+compiled_kernel()  # of large cases only
+run(*eval(sys.argv[2]))  # loads everything else
 def kilobytes(name):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name))
 before = kilobytes("VmRSS:")
