@@ -34,6 +34,7 @@ class AffineGrid:
     """
 
     def __init__(self, affine: np.ndarray, patch_size: Sequence[int], shape: Sequence[int]) -> None:
+        self.affine = np.asarray(affine)
         self.patch_size = tuple(int(n) for n in patch_size)
         self.shape = tuple(int(n) for n in shape)
         matrix = torch.from_numpy(np.asarray(affine, dtype=np.float32))

@@ -37,7 +37,7 @@ class FastSpatialTransform(SpatialTransform):
             if that cannot be told.
         """
         self._drawn = None
-        is_known = self._is_affine() and not (callable(self.rotation) or callable(self.scaling))
+        is_known = self.is_affine() and not (callable(self.rotation) or callable(self.scaling))
         if not is_known or any(size > n for size, n in zip(self.patch_size, shape)):
             return None
         drawn = self._draw(torch.empty((1, *shape), device="meta"))
@@ -57,7 +57,7 @@ class FastSpatialTransform(SpatialTransform):
         parameters, self._drawn = self._drawn, None
         if parameters is not None:
             return parameters
-        if self._is_affine() and _is_warpable(data_dict):
+        if self.is_affine() and _is_warpable(data_dict):
             return self._draw(data_dict["image"])
         return super().get_parameters(**data_dict)
 
@@ -71,19 +71,33 @@ class FastSpatialTransform(SpatialTransform):
             data_dict["image"] = data_dict["image"].contiguous()
             return data_dict
         image, labels = data_dict["image"], data_dict.get("segmentation")
-        grid = AffineGrid(params["affine"], self.patch_size, image.shape[1:] if part is None else params["shape"])
-        pad_label = int(self.padding_value_seg) if self.border_mode_seg == "constant" else 0
-        outside = pad_label if self._may_reach_outside(grid.corners(), grid.shape) else None
-        data_dict["image"], warped = warp(image, labels, grid, outside, part)
+        grid = self.grid_of(params, image.shape[1:])
+        data_dict["image"], warped = warp(image, labels, grid, self._label_outside(grid), part)
         if labels is not None:
             data_dict["segmentation"] = warped
         return data_dict
 
-    def _is_affine(self) -> bool:
+    def labels_alone(self, labels: torch.Tensor, params: dict) -> torch.Tensor:
+        """What :meth:`apply` makes of the labels ``(K, *spatial)``, without the image."""
+        if params["affine"] is None:
+            return labels if params.get("part") is not None else super()._apply_to_segmentation(labels, **params)
+        grid = self.grid_of(params, labels.shape[1:])
+        return warp(None, labels, grid, self._label_outside(grid), params.get("part"))[1]
+
+    def grid_of(self, params: dict, shape: Sequence[int]) -> AffineGrid:
+        """Sample points of drawn parameters; ``shape`` is that of the sample, should it be no part of a larger one."""
+        return AffineGrid(params["affine"], self.patch_size, params.get("shape", shape))
+
+    def is_affine(self) -> bool:
         """Whether the settings are those that :func:`affine_warp.warp` knows."""
         is_vote = self.mode_seg == "bilinear" and self.seg_tiebreak == "nearest" and self.border_mode_seg in ("zeros", "constant")
         is_linear = self.mode_image == "bilinear" and self.padding_mode_image == "zeros" and not self.align_corners
         return is_vote and is_linear and not (self.random_crop or self.p_elastic_deform or self.bg_style_seg_sampling)
+
+    def _label_outside(self, grid: AffineGrid) -> int | None:
+        """The label beyond the border; None if no sample point reaches there."""
+        pad_label = int(self.padding_value_seg) if self.border_mode_seg == "constant" else 0
+        return pad_label if self._may_reach_outside(grid.corners(), grid.shape) else None
 
     def _draw(self, image: torch.Tensor) -> dict:
         """Parameters as the library draws them, without its grid of all sample points."""

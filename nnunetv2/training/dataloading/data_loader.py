@@ -13,6 +13,7 @@ from batchgenerators.dataloading.data_loader import DataLoader
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 
 from nnunetv2.training.data_augmentation.affine_warp import compiled_kernel
+from nnunetv2.training.data_augmentation.device_augmentation import DeviceAugmentedStream, ImageLater
 from nnunetv2.training.data_augmentation.fast_transforms import first_spatial_transform
 from nnunetv2.training.dataloading.batch import Batch, as_batch
 from nnunetv2.training.dataloading.class_targets import LABEL_MAP_KEY, EvidenceRule, class_part, with_label_map_kept
@@ -46,6 +47,8 @@ class nnUNetDataLoader(DataLoader):
         pad_sides: Voxels by which patches may reach farther beyond the image.
         probabilistic_oversampling: Decide by chance for every sample instead of by its position in the batch.
         transforms: Augmentation of one sample; None leaves patches as they are read.
+        image_later: Leave the augmentation of images to a :class:`device_augmentation.DeviceAugmentedStream`; batches then have no ``data``
+            but ``image_later``.
         case_labels: Class labels by identifier; None or without tasks gives batches without classes.
         evidence_weights: By task, which labels show the class (:func:`class_targets.evidence_rules`).
         seed: Base of every random state of ``generate_batch``; None draws one, kept as ``seed``.
@@ -66,6 +69,7 @@ class nnUNetDataLoader(DataLoader):
         probabilistic_oversampling: bool = False,
         transforms: BasicTransform | None = None,
         *,
+        image_later: bool = False,
         case_labels: CaseLabels | None = None,
         evidence_weights: Mapping[str, EvidenceRule] | None = None,
         seed: int | None = None,
@@ -92,7 +96,8 @@ class nnUNetDataLoader(DataLoader):
         self.case_labels = case_labels if case_labels is not None and case_labels.tasks else None
         self.evidence_weights = dict(evidence_weights or {})
         self.transforms = transforms
-        self._transforms_with_label_map: tuple[Any, Any] = (None, None)
+        self.image_later = image_later
+        self._extended_transforms: tuple[Any, Any] = (None, None)
         self.seed = random_seed() if seed is None else int(seed)
         self.sample_offset = sample_offset
         self.global_batch_size = sample_offset + batch_size if global_batch_size is None else global_batch_size
@@ -262,14 +267,20 @@ class nnUNetDataLoader(DataLoader):
         return None if part is None else (*(slice(0, size) for size in leading), *part)
 
     def _sample_transforms(self) -> BasicTransform | None:
-        """The transforms, which with classes also keep the label map that weights are taken from."""
-        if self.case_labels is None:
+        """The transforms, which with classes also keep the label map that weights are taken from, and may leave the image for later."""
+        if self.case_labels is None and not self.image_later:
             return self.transforms
-        source, extended = self._transforms_with_label_map
+        source, extended = self._extended_transforms
         if source is not self.transforms:
-            extended = with_label_map_kept(self.transforms)
-            self._transforms_with_label_map = (self.transforms, extended)
+            extended = self.transforms if self.case_labels is None else with_label_map_kept(self.transforms)
+            if self.image_later:
+                extended = ImageLater(extended.transforms)
+            self._extended_transforms = (self.transforms, extended)
         return extended
+
+    def device_stream(self, stream: Any, device: torch.device) -> DeviceAugmentedStream:
+        """A stream of this loader's batches with images finished on a device; needs ``image_later``."""
+        return DeviceAugmentedStream(stream, self._sample_transforms(), device)
 
     def _collate(self, identifiers: np.ndarray, samples: Sequence[Mapping[str, Any]]) -> Batch:
         """Stacks samples to a batch."""
@@ -286,8 +297,11 @@ class nnUNetDataLoader(DataLoader):
         if self.case_labels is not None:
             label_maps = [sample.get(LABEL_MAP_KEY) for sample in samples]
             classes = class_part([str(name) for name in identifiers], self.case_labels, self.evidence_weights, label_maps)
-        data = torch.stack([sample["image"] for sample in samples])
-        return Batch({"data": data, "target": target, "keys": identifiers, "class": classes})
+        rest = {"target": target, "keys": identifiers, "class": classes}
+        if self.image_later:
+            kept = ("image", "image_work", "large", "more_channels")
+            return Batch({"data": None, **rest, "image_later": [{key: sample[key] for key in kept} for sample in samples]})
+        return Batch({"data": torch.stack([sample["image"] for sample in samples]), **rest})
 
 
 def crop_with_padding(array: Any, lower: Sequence[int], upper: Sequence[int], pad_value: float, dtype: np.dtype | type) -> np.ndarray:

@@ -43,6 +43,7 @@ from nnunetv2.training.data_augmentation.default_augmentation import (
     training_transforms,
     validation_transforms,
 )
+from nnunetv2.training.data_augmentation.device_augmentation import DeviceAugmentedStream, reason_to_stay, wanted_device
 from nnunetv2.training.dataloading.batch import Batch, as_batch
 from nnunetv2.training.dataloading.batch_stream import BatchStream
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
@@ -633,6 +634,8 @@ class nnUNetTrainer:
         if self.class_scores is not None:
             self.class_scores.cases_total = len(dataset_val.identifiers)
         num_workers = get_allowed_n_proc_DA()
+        device = self.augmentation_device(train_transforms, num_workers)
+        augmentation = {} if device is None else {"augmentation_device": device}
         train = self.batch_stream(
             dataset_tr,
             initial_patch_size,
@@ -641,6 +644,7 @@ class nnUNetTrainer:
             num_workers,
             seed=self.seed,
             sampling_probabilities=self.sampling_probabilities(dataset_tr.identifiers),
+            **augmentation,
         )
         val = self.batch_stream(
             dataset_val,
@@ -651,6 +655,17 @@ class nnUNetTrainer:
             seed=self.seed + SEED_OFFSET_OF_VALIDATION,
         )
         return train, val
+
+    def augmentation_device(self, transforms: Any, num_workers: int) -> torch.device | None:
+        """Where training images are augmented, by the environment variable ``nnUNet_augmentation_device``; None: by the loading processes."""
+        device = wanted_device(self.device, num_workers)
+        reason = reason_to_stay(transforms) if device is not None else None
+        if reason is not None:
+            self.print_to_log_file(f"WARNING: the augmentation does not run on the GPU: {reason}.")
+            return None
+        if device is not None:
+            self.print_to_log_file(f"Images are augmented on {device}.")
+        return device
 
     def sampling_probabilities(self, identifiers: Sequence[str]) -> np.ndarray | None:
         """How often each training case is drawn, summing to 1; None: all equally often."""
@@ -666,9 +681,11 @@ class nnUNetTrainer:
         *,
         seed: int,
         loader_class: type[nnUNetDataLoader] = nnUNetDataLoader,
+        augmentation_device: torch.device | None = None,
         **loader_options: Any,
-    ) -> BatchStream:
+    ) -> BatchStream | DeviceAugmentedStream:
         """Batches of one dataset, each sample drawn from (seed, epoch, iteration, sample) alone."""
+        image_later = {} if augmentation_device is None else {"image_later": True}
         options = {
             "oversample_foreground_percent": self.oversample_foreground_percent,
             "sampling_probabilities": None,
@@ -678,16 +695,18 @@ class nnUNetTrainer:
             "seed": seed,
             **self.class_label_arguments(),
             **self.place_in_global_batch(),
+            **image_later,
             **loader_options,
         }
         loader = loader_class(dataset, self.batch_size, patch_size, self.configuration_manager.patch_size, self.label_manager, **options)
-        return BatchStream(
+        stream = BatchStream(
             loader,
             batches_per_epoch,
             num_workers=num_workers,
             pin_memory=self.device.type == "cuda",
             start_epoch=self.current_epoch,
         )
+        return stream if augmentation_device is None else loader.device_stream(stream, augmentation_device)
 
     def place_in_global_batch(self) -> dict[str, int]:
         """What the loader needs to draw this process' part of a batch of all processes; nothing with one process."""

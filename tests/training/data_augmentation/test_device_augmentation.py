@@ -1,0 +1,109 @@
+"""Images that are augmented on a device equal those of the loading processes up to rounding; all else is the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+
+from nnunetv2.training.data_augmentation.default_augmentation import training_transforms
+from nnunetv2.training.data_augmentation.device_augmentation import reason_to_stay, wanted_device
+from nnunetv2.training.data_augmentation.strong_augmentation import strong_training_transforms
+from nnunetv2.training.dataloading import data_loader
+from nnunetv2.training.dataloading.batch_stream import BatchStream
+from nnunetv2.training.dataloading.class_targets import EvidenceRule
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.utilities.label_handling.classification_labels import CaseLabels, classification_tasks
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+CPU = torch.device("cpu")
+SCALES = [(1, 1, 1), (0.5, 0.5, 0.5)]
+TASKS = classification_tasks({"labels": {"background": 0}, "classification": {"grade": {"classes": ["low", "high"]}}})
+
+
+class MemoryDataset:
+    """Two cases with labels -1 to 2, and a previous stage's segmentation of them."""
+
+    def __init__(self, with_previous_stage: bool) -> None:
+        rng = np.random.default_rng(0)
+        self.cases = {}
+        for name in "xy":
+            labels = np.repeat(rng.integers(-1, 3, (1, 14, 5, 12)), 5, axis=2).astype(np.int16)
+            image = rng.normal(size=(2, *labels.shape[1:])).astype(np.float32)
+            locations = {label: np.argwhere(labels == label) for label in (1, 2)}
+            self.cases[name] = image, labels, labels[0] if with_previous_stage else None, {"class_locations": locations}
+        self.identifiers = list(self.cases)
+
+    def load_case(self, identifier: str):
+        return self.cases[identifier]
+
+
+def make_loader(mode: str, *, image_later: bool, cascade: bool = False, regions=None, **settings) -> nnUNetDataLoader:
+    patch = (12, 10) if mode == "2d" else (8, 12, 10)
+    initial = (20, 17) if mode == "2d" else (8 if mode == "planes" else 13, 20, 17)
+    scales = [scale[: len(patch)] for scale in SCALES]
+    axes = tuple(range(len(patch)))
+    labels = [1, 2] if cascade else None
+    transforms = training_transforms(patch, (-1, 1), scales, axes, mode == "planes", [True, False], cascade, labels, regions)
+    manager = LabelManager({"background": 0, "a": 1, "b": 2}, None)
+    options = {"oversample_foreground_percent": 0.5, "transforms": transforms, "seed": 0, **settings}
+    return nnUNetDataLoader(MemoryDataset(cascade), 2, initial, patch, manager, image_later=image_later, **options)
+
+
+def streams(mode: str, num_workers: int = 0, **settings):
+    usual = BatchStream(make_loader(mode, image_later=False, **settings), 100)
+    loader = make_loader(mode, image_later=True, **settings)
+    return usual, loader.device_stream(BatchStream(loader, 100, num_workers), CPU)
+
+
+@pytest.mark.parametrize("partial_reading", [True, False])
+@pytest.mark.parametrize("mode", ["3d", "planes", "2d"])
+@pytest.mark.parametrize("settings", [{}, {"cascade": True}, {"regions": [(1, 2), 2]}])
+def test_batches_are_those_of_the_loading_processes(monkeypatch, mode: str, partial_reading: bool, settings: dict) -> None:
+    monkeypatch.setattr(data_loader, "PARTIAL_READING_FROM_VOXELS", 0 if partial_reading else 10**9)
+    usual, later = streams(mode, **settings)
+    for _ in range(16):
+        expected, found = next(usual), next(later)
+        assert found.keys() == expected.keys() and list(found["keys"]) == list(expected["keys"])
+        assert all(torch.equal(a, b) for a, b in zip(found["target"], expected["target"], strict=True))
+        torch.testing.assert_close(found["data"], expected["data"], rtol=1e-4, atol=1e-4)
+
+
+def test_classes_are_the_same_and_workers_make_no_difference() -> None:
+    labels = CaseLabels(TASKS, {"x": {"grade": 0}, "y": {"grade": 1}})
+    usual, later = streams("3d", 2, case_labels=labels, evidence_weights={"grade": EvidenceRule((2,), (1,))})
+    with later:
+        for _ in range(6):
+            expected, found = next(usual)["class"]["grade"], next(later)["class"]["grade"]
+            assert torch.equal(found["target"], expected["target"]) and torch.equal(found["weight"], expected["weight"])
+        later.set_epoch(3)
+        assert later.position == (3, 0)
+
+
+def test_pipelines_with_other_steps_stay_with_the_processor() -> None:
+    default = training_transforms((8, 12, 10), (-1, 1), SCALES, (0, 1, 2), False)
+    assert reason_to_stay(default) is None
+
+    class OwnStep(type(default.transforms[-1])):
+        pass
+
+    assert "OwnStep" in reason_to_stay(ComposeTransforms([*default.transforms, OwnStep([1])]))
+    assert "begin" in reason_to_stay(ComposeTransforms(default.transforms[1:])) and "begin" in reason_to_stay(None)
+    assert "begin" in reason_to_stay(training_transforms((8, 12, 10), (-1, 1), None, None, False, mode_segmentation="nearest"))
+    assert reason_to_stay(strong_training_transforms((8, 12, 10), (-1, 1), SCALES, (0, 1, 2), False)) is not None
+
+
+def test_the_environment_variable_decides(monkeypatch) -> None:
+    gpu = torch.device("cuda", 0)
+    monkeypatch.delenv("nnUNet_augmentation_device", raising=False)
+    assert wanted_device(gpu, 2) is None
+    monkeypatch.setenv("nnUNet_augmentation_device", "auto")
+    assert wanted_device(gpu, 2) == gpu and wanted_device(gpu, 12) is None and wanted_device(CPU, 2) is None
+    monkeypatch.setenv("nnUNet_augmentation_device", "cuda")
+    assert wanted_device(gpu, 40) == gpu
+    with pytest.raises(ValueError, match="-device cuda"):
+        wanted_device(CPU, 2)
+    monkeypatch.setenv("nnUNet_augmentation_device", "gpu")
+    with pytest.raises(ValueError, match="cpu, cuda or auto"):
+        wanted_device(gpu, 2)
