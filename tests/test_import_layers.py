@@ -213,3 +213,10 @@ def test_help_of_a_command_loads_neither_torch_nor_scipy(command: str, entry_poi
     result = run_python(code)
     assert result.returncode == 0, result.stderr
     assert "usage:" in result.stdout
+
+
+def test_prediction_does_not_load_the_compiler() -> None:
+    """It takes as long as torch itself and is used where somebody asks for it."""
+    program = "import sys, nnunetv2.inference.predict_from_raw_data; print([name for name in sys.modules if name == 'torch._dynamo'])"
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert finished.stdout.strip() == "[]"

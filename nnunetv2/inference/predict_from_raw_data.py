@@ -78,7 +78,7 @@ from nnunetv2.network_architecture.classification_heads import classification_en
 from nnunetv2.network_architecture.joint_network import JointNetwork, JointOutput, as_joint_output
 from nnunetv2.network_architecture.predicted_evidence import PredictedEvidence
 from nnunetv2.scheduling import LOCAL, CaseErrors, CaseFailure
-from nnunetv2.utilities.compilation import compilation_requested, is_compiled, is_compiler_error, unwrapped_network
+from nnunetv2.utilities.compilation import compilation_requested, compiled, is_compiled, is_compiler_error, unwrapped_network
 from nnunetv2.utilities.file_io import save_json
 from nnunetv2.utilities.helpers import empty_cache
 from nnunetv2.utilities.label_handling.class_calibration import CALIBRATION_FILE, ClassCalibration
@@ -299,7 +299,7 @@ class nnUNetPredictor:
         self.model_source: tuple[str, tuple[int | str, ...], str, str | None] | None = None
         self._loaded_parameters = None
         if compilation_requested() and not is_compiled(network):
-            self.network = torch.compile(network)
+            self.network = compiled(network)
 
     @staticmethod
     def auto_detect_available_folds(model_training_output_dir: str, checkpoint_name: str) -> list[int]:

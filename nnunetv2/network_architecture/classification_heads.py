@@ -156,6 +156,8 @@ class RunningStandardization(nn.Module):
         width: Number of features.
     """
 
+    not_compiled = ("update",)  # speaks to other processes
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(width))
@@ -171,7 +173,6 @@ class RunningStandardization(nn.Module):
             self.update(values.detach())
         return standardized
 
-    @torch.compiler.disable
     @torch.no_grad()
     def update(self, values: Tensor) -> None:
         """Take a batch ``(B, width)`` into the statistics: a plain mean at first, later one that forgets."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 # Task names such as "type" or "train" clash with attributes of nn.Module, so heads are stored under a prefix.
@@ -38,6 +37,9 @@ class JointNetwork(nn.Module):
     Raises:
         ValueError: If the network cannot be taken apart into encoder and decoder.
     """
+
+    # The heads are small and draw from a random generator of their own, which a compiled graph could not do.
+    not_compiled = ("_classify",)
 
     def __init__(self, network: nn.Module, heads: Mapping[str, nn.Module]) -> None:
         super().__init__()
@@ -86,8 +88,6 @@ class JointNetwork(nn.Module):
         finest = logits[0] if isinstance(logits, (list, tuple)) else logits
         return JointOutput(logits, self._classify(features, finest.detach()))
 
-    # The heads are small and draw from a random generator of their own, which a compiled graph could not do.
-    @torch.compiler.disable
     def _classify(self, features: list[Tensor], segmentation_logits: Tensor | None) -> dict[str, Tensor]:
         """Class logits by task name."""
         return {name: head(features, segmentation_logits) for name, head in self.heads.items()}

@@ -12,6 +12,7 @@ COMPILE_VARIABLE = "nnUNet_compile"
 TRUE_VALUES = ("true", "1", "t")
 # Triton, which torch.compile generates code for, supports no older GPUs (P100 is 6.0, V100 is 7.0).
 LOWEST_COMPUTE_CAPABILITY = (7, 0)
+_EXCLUDED: set[tuple[type, str]] = set()  # classes and their methods that the compiler leaves alone from now on
 COMPILER_MODULES = ("torch._dynamo", "torch._inductor", "torch._functorch", "triton")
 
 
@@ -32,6 +33,20 @@ def reason_not_to_compile(device: torch.device) -> str | None:
     if capability < LOWEST_COMPUTE_CAPABILITY:
         return f"this GPU has compute capability {capability[0]}.{capability[1]}, the compiler needs 7.0"
     return None
+
+
+def compiled(module: nn.Module) -> nn.Module:
+    """The module with ``torch.compile``, but for the methods that classes of its parts name in ``not_compiled``.
+
+    ``torch.compiler.disable`` in their place would import the compiler with them, which takes as long as torch itself.
+    """
+    for part in module.modules():
+        for owner in type(part).__mro__:
+            for name in vars(owner).get("not_compiled", ()):
+                if (owner, name) not in _EXCLUDED:
+                    setattr(owner, name, torch.compiler.disable(vars(owner)[name]))
+                    _EXCLUDED.add((owner, name))
+    return torch.compile(module)
 
 
 def is_compiled(network: nn.Module) -> bool:

@@ -9,6 +9,7 @@ from torch import nn
 
 from nnunetv2.network_architecture.classification_heads import build_heads, encoder_channels
 from nnunetv2.network_architecture.joint_network import JointNetwork, JointOutput, as_joint_output, with_classification_heads
+from nnunetv2.utilities.compilation import compiled
 from nnunetv2.utilities.label_handling.classification_labels import ClassificationTask
 
 # names that clash with attributes of nn.Module
@@ -154,3 +155,20 @@ def test_a_compiled_network_gives_the_same_output() -> None:
     compiled = torch.compile(wrapped, backend="eager")
     torch.testing.assert_close(compiled(image), wrapped(image))
     torch.testing.assert_close(compiled(image, classification=False), wrapped(image).segmentation)
+
+
+def test_heads_are_left_out_of_a_compiled_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrapped = joint(small_unet()).eval()
+    image = torch.randn(1, 1, 8, 8, 8)
+    expected = wrapped(image)
+    real, graphs = torch.compile, []
+
+    def backend(graph: torch.fx.GraphModule, _inputs: list) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    monkeypatch.setattr(torch, "compile", lambda module: real(module, backend=backend))
+    torch.testing.assert_close(compiled(wrapped)(image), expected)
+    called = " ".join(str(node.target) for graph in graphs for node in graph.graph.nodes)
+    assert "conv" in called
+    assert "linear" not in called

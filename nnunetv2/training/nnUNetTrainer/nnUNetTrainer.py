@@ -68,7 +68,7 @@ from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss, get_tp_fp_f
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.epoch_class_scores import EpochClassScores, EpochScores
 from nnunetv2.utilities.collate_outputs import collate_outputs
-from nnunetv2.utilities.compilation import is_compiled, is_compiler_error, reason_not_to_compile, unwrapped_network
+from nnunetv2.utilities.compilation import compiled, is_compiled, is_compiler_error, reason_not_to_compile, unwrapped_network
 from nnunetv2.utilities.crossval_split import check_splits, generate_crossval_split, generate_stratified_split, split_beyond_file
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.file_io import NO_SPACE_ERRORS, copy_file, load_json, save_json
@@ -220,7 +220,7 @@ class nnUNetTrainer:
             self.network = with_synchronized_batch_norm(self.network, self.device)
         if self._do_i_compile():
             self.print_to_log_file("Using torch.compile...")
-            self.network = torch.compile(self.network)
+            self.network = compiled(self.network)
         if self.is_ddp:
             unused = self.find_unused_parameters
             self.network = distributed_network(self.network, self.device, not self.enable_deep_supervision if unused is None else unused)
