@@ -196,7 +196,9 @@ def _answers(
             folds = (
                 inner_folds([case for case, _ in views], name, cases.case_labels(), cases.groups or None) if variant.chosen_share else []
             )
-            add_trees(head, vectors, targets, weights, penalty=variant.penalty, number=variant.trees, seed=SEED, folds=folds)
+            share = add_trees(head, vectors, targets, weights, penalty=variant.penalty, number=variant.trees, seed=SEED, folds=folds)
+            if variant == OURS:
+                print(f"{name}: trees have {share:.2f} of the vote")
         with torch.no_grad():
             probabilities = head.case_probabilities(torch.from_numpy(held_out)).numpy().astype(np.float64)
         for case, row in zip(split["val"], probabilities, strict=True):
