@@ -30,6 +30,7 @@ def write_tiny_dataset(
     num_cases: int = 10,
     unknown_every: int | None = None,
     ignore_value: int | None = None,
+    annotated_every: int | None = None,
     **dataset_json: Any,
 ) -> list[str]:
     """Write a raw dataset.
@@ -41,6 +42,7 @@ def write_tiny_dataset(
         num_cases: Training cases.
         unknown_every: Every n-th case has empty cells instead of classes.
         ignore_value: Marks the border of the image in the annotation.
+        annotated_every: Only every n-th slice is annotated, the others have the ignore value.
         dataset_json: Further entries.
 
     Returns:
@@ -54,6 +56,8 @@ def write_tiny_dataset(
         image, segmentation, facts = tiny_case(index)
         if ignore_value is not None:
             segmentation[:2] = ignore_value
+        if annotated_every is not None:
+            segmentation[np.arange(len(segmentation)) % annotated_every != 0] = ignore_value
         write_image(image, folder / "imagesTr" / f"{identifier}_0000.nii.gz")
         write_image(segmentation, folder / "labelsTr" / f"{identifier}.nii.gz")
         unknown = unknown_every is not None and index % unknown_every == unknown_every - 1

@@ -73,6 +73,12 @@ def build_accumulate_parser() -> argparse.ArgumentParser:
         "-o", default=None, metavar="FOLDER", help="output folder, empty or new (default: crossval_results_folds_X in the model's folder)"
     )
     _add_folds(parser)
+    parser.add_argument(
+        "-chk",
+        default="checkpoint_final.pth",
+        metavar="CHECKPOINT",
+        help="whose validation; others than the default are validated by nnUNetv2_train ... -val_chk (default: %(default)s)",
+    )
     parser.add_argument("-p", default=DEFAULT_PLANS, metavar="PLANS", help="plans of the model (default: %(default)s)")
     parser.add_argument("-tr", default=DEFAULT_TRAINER, metavar="TRAINER", help="trainer of the model (default: %(default)s)")
     return parser
@@ -88,10 +94,10 @@ def accumulate_crossval_results_entry(argv: Sequence[str] | None = None) -> None
     from nnunetv2.utilities.file_path_utilities import get_output_folder
 
     model = get_output_folder(args.dataset_name_or_id, args.tr, args.p, args.c)
-    output = default_output_folder(model, args.f) if args.o is None else args.o
+    output = default_output_folder(model, args.f, args.chk) if args.o is None else args.o
     if args.o is not None and os.path.isdir(output) and os.listdir(output):
         raise FileExistsError(f"The folder {output} is not empty. Give a new one with -o, or leave -o out.")
-    accumulate_cv_results(model, output, args.f)
+    accumulate_cv_results(model, output, args.f, checkpoint=args.chk)
     summary = load_summary_json(os.path.join(output, "summary.json"))
     print(f"{len(summary['metric_per_case'])} cases, mean foreground Dice {foreground_dice(summary):.4f}. Written: {output}")
 

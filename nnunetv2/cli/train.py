@@ -41,6 +41,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--val_best", action="store_true", help="validate checkpoint_best instead of checkpoint_final, into the same folder"
     )
+    parser.add_argument(
+        "-val_chk",
+        nargs="+",
+        default=(),
+        metavar="CHECKPOINT",
+        help="also validate these, such as checkpoint_best_classification.pth, each into a folder validation_NAME of its own, for "
+        "nnUNetv2_find_best_configuration to choose from; with --val nothing else",
+    )
     parser.add_argument("--disable_checkpointing", action="store_true", help="write no checkpoints")
     parser.add_argument(
         "-device",
@@ -122,6 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         head_refit=args.head_refit,
         only_refit_heads=args.refit_heads,
         previous_stage_trainer=args.prev_stage_tr,
+        further_validated_checkpoints=args.val_chk,
     )
 
 

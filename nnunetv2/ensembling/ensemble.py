@@ -18,7 +18,14 @@ from nnunetv2.evaluation.accumulate_cv_results import (
     validation_files,
 )
 from nnunetv2.evaluation.evaluate_predictions import processes_for_files
-from nnunetv2.evaluation.validation_tables import ClassRows, PooledTables, known_labels, pooled_class_tables, write_pooled_tables
+from nnunetv2.evaluation.validation_tables import (
+    VALIDATION,
+    ClassRows,
+    PooledTables,
+    known_labels,
+    pooled_class_tables,
+    write_pooled_tables,
+)
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.scheduling import run_per_case
 from nnunetv2.utilities.file_io import atomic_path, load_json, load_properties, save_json, save_pickle
@@ -316,6 +323,7 @@ def ensemble_crossvalidations(
     overwrite: bool = True,
     *,
     class_heads: Sequence[str | None] | None = None,
+    validation_names: Sequence[str] | None = None,
 ) -> None:
     """Average the validation predictions of several models, every case once.
 
@@ -329,6 +337,7 @@ def ensemble_crossvalidations(
         num_processes: Worker processes.
         overwrite: Remove what is in the output folder first; otherwise cases that are there stay.
         class_heads: By model which set of heads votes; None: the one that counts.
+        validation_names: By model the folder in each fold, which tells the checkpoint; None: ``validation``.
 
     Raises:
         RuntimeError: If a fold has no probabilities, or a case stands in several folds.
@@ -340,7 +349,8 @@ def ensemble_crossvalidations(
     descriptions = [model_description(model) for model in models]
     dataset_json, plans_manager = descriptions[0]
     _check_same_labels(models, dataset_json)
-    files = [_probability_files(model, folds) for model in models]
+    validation_names = validation_names or [VALIDATION] * len(models)
+    files = [_probability_files(model, folds, name) for model, name in zip(models, validation_names, strict=True)]
     _check_same_cases(
         models, [set(found) for found in files], "validated probabilities (.npz)", "Validate all with --npz and the same splits."
     )
@@ -352,13 +362,14 @@ def ensemble_crossvalidations(
         }
     describe_cross_validation(output, models, folds, {identifier: fold for identifier, (fold, _) in files[0].items()})
     _merge_cases(merged, output, dataset_json, plans_manager, num_processes)
-    _ensemble_classes(models, output, folds, [content for content, _ in descriptions], plans_manager.dataset_name, class_heads)
+    contents = [content for content, _ in descriptions]
+    _ensemble_classes(models, output, folds, contents, plans_manager.dataset_name, class_heads, validation_names)
 
 
-def _probability_files(model: Path, folds: Sequence[int | str]) -> dict[str, tuple[int | str, Path]]:
+def _probability_files(model: Path, folds: Sequence[int | str], validation_name: str) -> dict[str, tuple[int | str, Path]]:
     """The validation's ``.npz`` files of a model, with the remedy if there are none."""
     try:
-        return validation_files(model, folds, ".npz")
+        return validation_files(model, folds, ".npz", validation_name)
     except RuntimeError as error:
         raise RuntimeError(
             f"{error} Probabilities are kept with --npz: nnUNetv2_train ... --val --npz. Without ensembles (--disable_ensembling) they are not needed."
@@ -372,11 +383,13 @@ def _ensemble_classes(
     dataset_jsons: Sequence[dict],
     dataset_name: str,
     class_heads: Sequence[str | None] | None,
+    validation_names: Sequence[str],
 ) -> None:
     """The class table of an ensemble's cross-validation, if all members have classes, and its scores."""
     tasks = classification_tasks(dataset_jsons[0])
     pooled: list[PooledTables] = [
-        pooled_class_tables(model, folds, classification_tasks(content)) for model, content in zip(models, dataset_jsons, strict=True)
+        pooled_class_tables(model, folds, classification_tasks(content), name)
+        for model, content, name in zip(models, dataset_jsons, validation_names, strict=True)
     ]
     if not tasks or not all(member.tables for member in pooled):
         return

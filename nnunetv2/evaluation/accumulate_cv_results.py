@@ -9,14 +9,21 @@ from pathlib import Path
 
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.evaluation.evaluate_predictions import CASES_SHOWN, compute_metrics_on_folder, load_summary_json
-from nnunetv2.evaluation.validation_tables import CROSS_VALIDATION_FILE, known_labels, pooled_class_tables, write_pooled_tables
+from nnunetv2.evaluation.validation_tables import (
+    CHECKPOINT_NAME,
+    CROSS_VALIDATION_FILE,
+    FINAL_CHECKPOINT,
+    VALIDATION,
+    known_labels,
+    pooled_class_tables,
+    validation_folder_name,
+    write_pooled_tables,
+)
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.file_io import copy_file, load_json, save_json
 from nnunetv2.utilities.file_path_utilities import folds_tuple_to_string
 from nnunetv2.utilities.label_handling.classification_labels import classification_tasks
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-FINAL_CHECKPOINT = "checkpoint_final.pth"
 
 
 def accumulate_cv_results(
@@ -25,6 +32,8 @@ def accumulate_cv_results(
     folds: Sequence[int | str],
     num_processes: int = default_num_processes,
     overwrite: bool = True,
+    *,
+    checkpoint: str = FINAL_CHECKPOINT,
 ) -> None:
     """Copy the validation predictions of the folds into one folder, and write ``summary.json`` and the scores of classes there.
 
@@ -36,6 +45,7 @@ def accumulate_cv_results(
         folds: Numbers, or ``all``, whose validation cases are its training cases.
         num_processes: For the scores.
         overwrite: Remove what is in the output folder first. Otherwise files that are there stay, and so does a summary of the same cases.
+        checkpoint: Whose validation; further ones than the final one are validated by ``nnUNetv2_train ... -val_chk``.
 
     Raises:
         RuntimeError: If a fold has no validation predictions, or a case stands in several folds.
@@ -43,9 +53,10 @@ def accumulate_cv_results(
     """
     model, merged = Path(trained_model_folder), Path(merged_output_folder)
     dataset_json, plans_manager = model_description(model)
-    files = validation_files(model, folds, dataset_json["file_ending"])
+    validation_name = validation_folder_name(checkpoint)
+    files = validation_files(model, folds, dataset_json["file_ending"], validation_name)
     _warn_about_folds(model, plans_manager.dataset_name, folds, files)
-    pooled = pooled_class_tables(model, folds, classification_tasks(dataset_json))
+    pooled = pooled_class_tables(model, folds, classification_tasks(dataset_json), validation_name)
     references = _reference_folder(plans_manager.dataset_name)
 
     prepare_output(merged, [model], overwrite)
@@ -75,13 +86,16 @@ def model_description(model_folder: Path) -> tuple[dict, PlansManager]:
     return load_json(model_folder / "dataset.json"), PlansManager(str(model_folder / "plans.json"))
 
 
-def validation_files(model_folder: Path, folds: Sequence[int | str], file_ending: str) -> dict[str, tuple[int | str, Path]]:
+def validation_files(
+    model_folder: Path, folds: Sequence[int | str], file_ending: str, validation_name: str = VALIDATION
+) -> dict[str, tuple[int | str, Path]]:
     """Fold and file of every validation case, by identifier, in the order of folds and names.
 
     Args:
         model_folder: With ``fold_0``, ...
         folds: Which of them.
         file_ending: Of the files: of segmentations, or ``.npz``.
+        validation_name: Folder in each fold.
 
     Raises:
         RuntimeError: If a fold or its predictions are missing, or a case stands in several folds.
@@ -91,7 +105,7 @@ def validation_files(model_folder: Path, folds: Sequence[int | str], file_ending
     files: dict[str, tuple[int | str, Path]] = {}
     problems, repeated = [], []
     for fold in dict.fromkeys(folds):
-        validation = model_folder / f"fold_{fold}" / "validation"
+        validation = model_folder / f"fold_{fold}" / validation_name
         names = sorted(validation.glob(f"*{file_ending}")) if validation.is_dir() else []
         found = [file for file in names if not file.name.startswith(".")]
         if not found:
@@ -104,7 +118,7 @@ def validation_files(model_folder: Path, folds: Sequence[int | str], file_ending
     if problems:
         raise RuntimeError(
             f"The validation of {model_folder.name} is not complete: {'; '.join(problems)}. It is written at the end of a training; for a "
-            "finished one run nnUNetv2_train with --val, or choose other folds with -f."
+            f"finished one run nnUNetv2_train with --val{_option_of(validation_name)}, or choose other folds with -f."
         )
     if repeated:
         raise RuntimeError(
@@ -112,6 +126,11 @@ def validation_files(model_folder: Path, folds: Sequence[int | str], file_ending
             "predicted once: choose folds of one split, and remove what a validation with an older split has left."
         )
     return files
+
+
+def _option_of(validation_name: str) -> str:
+    """What besides ``--val`` makes nnUNetv2_train write a folder."""
+    return "" if validation_name == VALIDATION else f" -val_chk checkpoint_{validation_name.removeprefix(f'{VALIDATION}_')}.pth"
 
 
 def some(names: Iterable[str]) -> str:
@@ -123,7 +142,7 @@ def some(names: Iterable[str]) -> str:
 def prepare_output(output_folder: Path, inputs: Sequence[Path], overwrite: bool) -> None:
     """Make the output folder, empty if `overwrite`; raises ValueError rather than remove what is read."""
     resolved = output_folder.resolve()
-    for folder in [*inputs, *(validation for model in inputs for validation in model.glob("fold_*/validation"))]:
+    for folder in [*inputs, *(validation for model in inputs for validation in model.glob(f"fold_*/{VALIDATION}*"))]:
         if resolved == folder.resolve() or resolved in folder.resolve().parents:
             raise ValueError(f"The output folder {output_folder} holds {folder} and would be replaced. Choose another one.")
     if overwrite and output_folder.is_dir():
@@ -168,9 +187,21 @@ def score_segmentations(
     )
 
 
-def default_output_folder(trained_model_folder: str | os.PathLike, folds: Sequence[int | str]) -> str:
-    """``crossval_results_folds_0_1_2_3_4`` in the model's folder."""
-    return os.path.join(trained_model_folder, f"crossval_results_folds_{folds_tuple_to_string(folds)}")
+def default_output_folder(trained_model_folder: str | os.PathLike, folds: Sequence[int | str], checkpoint: str = FINAL_CHECKPOINT) -> str:
+    """``crossval_results_folds_0_1_2_3_4`` in the model's folder, with ``_best_joint`` or the like for another checkpoint."""
+    suffix = validation_folder_name(checkpoint).removeprefix(VALIDATION)
+    return os.path.join(trained_model_folder, f"crossval_results_folds_{folds_tuple_to_string(folds)}{suffix}")
+
+
+def validated_checkpoints(model_folder: str | os.PathLike, folds: Sequence[int | str]) -> tuple[list[str], list[str]]:
+    """The checkpoints that all folds have validated into a folder of their own, and those that only some folds have."""
+    by_fold = []
+    for fold in folds:
+        folders = Path(model_folder, f"fold_{fold}").glob(f"{VALIDATION}_*")
+        names = [f"checkpoint{folder.name.removeprefix(VALIDATION)}.pth" for folder in folders if (folder / "summary.json").is_file()]
+        by_fold.append({name for name in names if CHECKPOINT_NAME.fullmatch(name)})
+    of_all, of_any = set.intersection(*by_fold), set.union(*by_fold)
+    return sorted(of_all), sorted(of_any - of_all)
 
 
 def validated_checkpoint(model_folder: str | os.PathLike, folds: Sequence[int | str]) -> str:

@@ -2,11 +2,13 @@
 
 A fold's ``validation`` folder, and every folder that pools folds, holds ``classification.csv`` with the set of heads that counts,
 ``classification_<heads>.csv`` with each further set, and ``classification_summary.json``, which names the sets in this order.
-``classification_<heads>_<aggregation>.csv`` are the same heads with another vote of the tiles than ``evidence``.
+``classification_<heads>_<aggregation>.csv`` are the same heads with another vote of the tiles than ``evidence``. ``validation_<name>`` is the
+same for ``checkpoint_<name>.pth``, where a training was asked to validate further checkpoints.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,10 @@ CROSS_VALIDATION_FILE = "cross_validation.json"  # in folders that pool folds: w
 JOINT_HEADS = "joint"
 DEFAULT_AGGREGATION, OTHER_AGGREGATIONS = "evidence", ("mean", "max", "top3")  # as nnUNetv2_predict calls them
 
+FINAL_CHECKPOINT = "checkpoint_final.pth"
+VALIDATION = "validation"  # folder of a fold; of the final checkpoint, or with --val_best of the best one
+CHECKPOINT_NAME = re.compile(r"checkpoint_(\w+)\.pth")
+
 ClassRows = dict[str, dict[str, np.ndarray]]  # probabilities (K,) by identifier and task
 
 
@@ -33,6 +39,22 @@ class PooledTables:
 
     tables: dict[str, ClassRows]  # by name, see heads_and_aggregation; the one that counts first; empty without classes
     notes: tuple[str, ...] = ()  # why there are none, or fewer than expected
+
+
+def validation_folder_name(checkpoint: str) -> str:
+    """Folder for the validation of a checkpoint: ``checkpoint_best_joint.pth`` -> ``validation_best_joint``, the final one's ``validation``.
+
+    Raises:
+        ValueError: If the name is no ``checkpoint_<name>.pth``.
+    """
+    if checkpoint == FINAL_CHECKPOINT:
+        return VALIDATION
+    match = CHECKPOINT_NAME.fullmatch(checkpoint)
+    if match is None:
+        raise ValueError(
+            f"{checkpoint!r} is no name of a checkpoint. Give one such as checkpoint_best_classification.pth, without its folder."
+        )
+    return f"{VALIDATION}_{match[1]}"
 
 
 def heads_that_count(validation: Path) -> str:
@@ -73,20 +95,23 @@ def heads_and_aggregation(name: str) -> tuple[str, str]:
     return heads, aggregation or DEFAULT_AGGREGATION
 
 
-def pooled_class_tables(model_folder: str | Path, folds: Sequence[int | str], tasks: Mapping[str, ClassificationTask]) -> PooledTables:
+def pooled_class_tables(
+    model_folder: str | Path, folds: Sequence[int | str], tasks: Mapping[str, ClassificationTask], validation_name: str = VALIDATION
+) -> PooledTables:
     """The class tables of some folds of a model, for every set of heads that all of these folds have.
 
     Args:
         model_folder: With ``fold_0``, ...
         folds: Which of them.
         tasks: Of the model's ``dataset.json``.
+        validation_name: Folder in each fold, see :func:`validation_folder_name`.
 
     Raises:
         RuntimeError: If a case stands in several folds.
     """
     by_fold: dict[int | str, dict[str, ClassRows]] = {}
     for fold in folds:
-        validation = Path(model_folder) / f"fold_{fold}" / "validation"
+        validation = Path(model_folder) / f"fold_{fold}" / validation_name
         tables = class_tables_of_folder(validation, tasks)
         by_fold[fold] = tables | tables_of_other_aggregations(validation, tasks, tables)
     missing = [fold for fold, tables in by_fold.items() if not tables]
@@ -94,7 +119,7 @@ def pooled_class_tables(model_folder: str | Path, folds: Sequence[int | str], ta
         return PooledTables(tables={})
     name = Path(model_folder).name
     if missing:
-        note = f"{name}: classes are left out, because fold {', '.join(map(str, missing))} has no validation/{CLASSIFICATION_FILE}. "
+        note = f"{name}: classes are left out, because fold {', '.join(map(str, missing))} has no {validation_name}/{CLASSIFICATION_FILE}. "
         return PooledTables(tables={}, notes=(note + "nnUNetv2_train with --val writes it.",))
     first = next(iter(by_fold.values()))
     common = [heads for heads in first if all(heads in tables for tables in by_fold.values())]

@@ -1,7 +1,7 @@
 """Which configuration, or pair of them, segments best in cross-validation, and the commands to predict with it.
 
 The Dice decides, as in nnU-Net. Of models with classes the class scores stand beside it, and on their tables is chosen which heads predict
-the classes and how tiles vote.
+the classes, how tiles vote, and with the Dice which checkpoint, where several were validated.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,10 @@ from nnunetv2.evaluation.accumulate_cv_results import (
     model_description,
     score_segmentations,
     validated_checkpoint,
+    validated_checkpoints,
 )
 from nnunetv2.evaluation.evaluate_predictions import foreground_dice, load_summary_json
-from nnunetv2.evaluation.validation_tables import CLASS_SUMMARY_FILE, DEFAULT_AGGREGATION, heads_and_aggregation
+from nnunetv2.evaluation.validation_tables import CLASS_SUMMARY_FILE, DEFAULT_AGGREGATION, heads_and_aggregation, validation_folder_name
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
 from nnunetv2.postprocessing.remove_connected_components import POSTPROCESSING_PKL, determine_postprocessing
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
@@ -54,9 +55,11 @@ class Member:
 
     model: Model
     folder: Path
-    checkpoint: str  # that was validated
+    checkpoint: str  # that predicted the validation
+    validation_name: str  # folder of each fold that holds it
     class_scores: Mapping[str, float]  # case score by table, see heads_and_aggregation; empty without classes
     class_table: str | None  # the best of them
+    checkpoint_scores: Mapping[str, Mapping[str, Any]]  # by checkpoint the Dice and the case scores, if there is a choice; else empty
 
     @property
     def name(self) -> str:
@@ -173,15 +176,51 @@ def find_best_configuration(
 
 
 def _scored_model(dataset_name: str, model: Model, folds: Sequence[int | str], num_processes: int, overwrite: bool) -> Candidate:
-    """Pool the folds of a model and read its scores."""
+    """Pool the folds of a model for every checkpoint that all of them validated, and take the best checkpoint."""
     folder = Path(get_output_folder(dataset_name, model["trainer"], model["plans"], model["configuration"]))
-    pooled = Path(default_output_folder(folder, folds))
-    accumulate_cv_results(folder, pooled, folds, num_processes, overwrite)
+    further, incomplete = validated_checkpoints(folder, folds)
+    for checkpoint in incomplete:
+        print(f"WARNING: {checkpoint} of {folder.name} is left out, because not every fold has {validation_folder_name(checkpoint)}.")
+    candidates = [
+        _scored_checkpoint(folder, model, checkpoint, folds, num_processes, overwrite) for checkpoint in (FINAL_CHECKPOINT, *further)
+    ]
+    best = max(candidates, key=_checkpoint_rank)  # the first of equals: the final one
+    if len(candidates) == 1:
+        return best
+    scores = {}
+    for candidate in candidates:
+        (member,) = candidate.members
+        scores[member.checkpoint] = {"dice": candidate.dice, "case_scores_of_heads": dict(member.class_scores)}
+    return replace(best, members=(replace(best.members[0], checkpoint_scores=scores),))
+
+
+def _checkpoint_rank(candidate: Candidate) -> float:
+    """What the checkpoints of a model are compared by: the Dice, with classes the mean of Dice and case score."""
+    if candidate.classes is None:
+        return _rank(candidate.dice)
+    return _rank((candidate.dice + candidate.classes["case_score"]) / 2)
+
+
+def _scored_checkpoint(
+    folder: Path, model: Model, checkpoint: str, folds: Sequence[int | str], num_processes: int, overwrite: bool
+) -> Candidate:
+    """Pool the folds of a model's checkpoint and read its scores."""
+    pooled = Path(default_output_folder(folder, folds, checkpoint))
+    accumulate_cv_results(folder, pooled, folds, num_processes, overwrite, checkpoint=checkpoint)
     summaries = _class_summaries(pooled)
     scores = {name: summary["case_score"] for name, summary in summaries.items()}
     # The first of equals: the set of heads that nnUNetv2_predict takes by itself.
     table = max(scores, key=lambda name: _rank(scores[name])) if scores else None
-    member = Member(model=model, folder=folder, checkpoint=validated_checkpoint(folder, folds), class_scores=scores, class_table=table)
+    member = Member(
+        model=model,
+        folder=folder,
+        # The final checkpoint's folder may be that of another one, after --val_best.
+        checkpoint=validated_checkpoint(folder, folds) if checkpoint == FINAL_CHECKPOINT else checkpoint,
+        validation_name=validation_folder_name(checkpoint),
+        class_scores=scores,
+        class_table=table,
+        checkpoint_scores={},
+    )
     return Candidate(
         name=folder.name,
         folder=pooled,
@@ -203,7 +242,15 @@ def _scored_pair(
     name = get_ensemble_name(pair[0].folder, pair[1].folder, folds)
     output = nnUNet_results / dataset_name / "ensembles" / name
     models = [member.folder for member in pair]
-    ensemble_crossvalidations(models, output, folds, num_processes, overwrite, class_heads=[member.class_table for member in pair])
+    ensemble_crossvalidations(
+        models,
+        output,
+        folds,
+        num_processes,
+        overwrite,
+        class_heads=[member.class_table for member in pair],
+        validation_names=[member.validation_name for member in pair],
+    )
     dataset_json, plans_manager = model_description(models[0])
     identifiers = [file.name.removesuffix(dataset_json["file_ending"]) for file in output.glob(f"*{dataset_json['file_ending']}")]
     score_segmentations(output, references, identifiers, dataset_json, plans_manager, num_processes, keep_existing=not overwrite)
@@ -261,8 +308,11 @@ def _information(
         },
     }
     scored = {candidate.name: candidate.classes for candidate in candidates if candidate.classes is not None}
+    members = [candidate.members[0] for candidate in candidates if len(candidate.members) == 1]
+    compared = {member.name: dict(member.checkpoint_scores) for member in members if member.checkpoint_scores}
+    if compared:
+        information["checkpoints"] = compared
     if scored:
-        members = [candidate.members[0] for candidate in candidates if len(candidate.members) == 1]
         information["classification"] = {
             "all_results": scored,
             "case_scores_of_heads": {member.name: dict(member.class_scores) for member in members if member.class_scores},
@@ -338,7 +388,9 @@ def generate_inference_command(
                     None,
                     input_folder,
                     folder_with_segs_from_prev_stage,
-                    checkpoint=checkpoint,
+                    checkpoint=_checkpoint_of_stage(
+                        dataset_name_or_id, trainer_name, plans_identifier, previous.previous_stage_name, folds
+                    ),
                 )
             )
     words = ["nnUNetv2_predict", "-d", model[0], "-i", input_folder, "-o", output_folder, "-f", *folds]
@@ -354,6 +406,15 @@ def generate_inference_command(
         if classification_aggregation not in (None, DEFAULT_AGGREGATION):
             words += ["--cls_aggregation", classification_aggregation]
     return "\n".join([*lines, _command(words)])
+
+
+def _checkpoint_of_stage(
+    dataset_name_or_id: int | str, trainer: str, plans_identifier: str, configuration: str, folds: Sequence[int | str]
+) -> str:
+    """The checkpoint of a cascade's first stage whose predictions the next stage was trained on."""
+    if not nnUNet_results.is_set():
+        return FINAL_CHECKPOINT
+    return validated_checkpoint(get_output_folder(dataset_name_or_id, trainer, plans_identifier, configuration), folds)
 
 
 def _command(words: Sequence[Any]) -> str:
@@ -398,8 +459,24 @@ def _result_lines(information: Mapping[str, Any]) -> list[str]:
         for name, scores in classes.get("case_scores_of_heads", {}).items():
             lines.append(f"  heads of {name}: " + ", ".join(f"{heads} {score:.4f}" for heads, score in scores.items()))
         tried = max((len(scores) for scores in classes.get("case_scores_of_heads", {}).values()), default=0)
-        if tried > 1:
+        if tried > 1 and "checkpoints" not in information:
             lines.append(f"The heads with the highest case score are taken; being the best of {tried}, their score is a little too good.")
+    return lines + _checkpoint_lines(information)
+
+
+def _checkpoint_lines(information: Mapping[str, Any]) -> list[str]:
+    """The scores of each checkpoint, where a model has several to choose from."""
+    lines = []
+    for name, checkpoints in information.get("checkpoints", {}).items():
+        lines += ["", f"Checkpoints of {name}:"]
+        for checkpoint, scores in checkpoints.items():
+            heads = "".join(f", {table} heads {score:.4f}" for table, score in scores["case_scores_of_heads"].items())
+            lines.append(f"  {checkpoint}: Dice {scores['dice']:.4f}{heads}")
+        with_classes = any(scores["case_scores_of_heads"] for scores in checkpoints.values())
+        tried = sum(max(1, len(scores["case_scores_of_heads"])) for scores in checkpoints.values())
+        by = "the highest mean of Dice and case score" if with_classes else "the highest Dice"
+        what = "checkpoints and heads" if with_classes else "checkpoints"
+        lines.append(f"Of these {tried} {what} those with {by} are taken; being the best of {tried}, their scores are a little too good.")
     return lines
 
 
@@ -429,16 +506,23 @@ def _command_lines(information: Mapping[str, Any]) -> list[str]:
     is_ensemble = len(selected) > 1
     outputs = [f"OUTPUT_FOLDER_MODEL_{number}" for number in range(1, len(selected) + 1)] if is_ensemble else ["OUTPUT_FOLDER"]
     by_model = {_key(entry): output for entry, output in zip(selected, outputs, strict=True)}
+    # A cascade was trained on the predictions of its first stage's validation, which may be of another checkpoint than the one chosen here.
+    dataset_name = information["dataset_name_or_id"]
+    is_as_trained_on = {
+        _key(entry): entry.get("checkpoint", FINAL_CHECKPOINT) == _checkpoint_of_stage(dataset_name, *_key(entry), folds)
+        for entry in selected
+    }
     without, with_previous_stage = [], []
     for entry, output in zip(selected, outputs, strict=True):
         previous = _previous_stage(information["dataset_name_or_id"], entry)
+        previous_key = (entry["trainer"], entry["plans_identifier"], previous)
         command = generate_inference_command(
             information["dataset_name_or_id"],
             entry["configuration"],
             entry["plans_identifier"],
             entry["trainer"],
             folds,
-            by_model.get((entry["trainer"], entry["plans_identifier"], previous)),
+            by_model.get(previous_key) if is_as_trained_on.get(previous_key) else None,
             output_folder=output,
             save_npz=is_ensemble,
             checkpoint=entry.get("checkpoint", FINAL_CHECKPOINT),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os.path import isfile, join
 from pathlib import Path
 
 import torch
 
+from nnunetv2.evaluation.validation_tables import FINAL_CHECKPOINT, validation_folder_name
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.preprocessing.settings import check_preprocessed_data
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
@@ -50,6 +51,7 @@ def run_training(
     head_refit: str | None = None,
     only_refit_heads: bool = False,
     previous_stage_trainer: str | None = None,
+    further_validated_checkpoints: Sequence[str] = (),
 ) -> None:
     """Train one fold, then predict and score its validation cases.
 
@@ -73,6 +75,8 @@ def run_training(
         head_refit: Overrides how the trainer refits classification heads: ``cases``, ``patches`` or ``none``.
         only_refit_heads: Skip the training and refit the heads of the finished one, or of the network in ``pretrained_weights``.
         previous_stage_trainer: In a cascade, the trainer whose first stage this one is trained on; None: ``trainer_class_name``.
+        further_validated_checkpoints: Names of checkpoints of this training, each validated into a folder ``validation_<name>`` of its own,
+            after everything else, or with ``only_run_validation`` alone.
     """
     device = torch.device(device)
     fold = _fold(fold)
@@ -87,6 +91,10 @@ def run_training(
             },
             head_refit,
         )
+    for checkpoint in further_validated_checkpoints:
+        validation_folder_name(checkpoint)  # raises for what is no name of a checkpoint
+    if further_validated_checkpoints and disable_checkpointing:
+        raise ValueError("-val_chk needs checkpoints, which --disable_checkpointing does not write.")
     _prepare_device(device)
     # Loggers add the scores of a repeated validation to what they have of the training.
     goes_on = continue_training or only_run_validation or only_refit_heads
@@ -103,6 +111,10 @@ def run_training(
     if only_refit_heads:
         refit_heads_alone(trainer, pretrained_weights)
         trainer.perform_actual_validation(export_validation_probabilities)
+        validate_further(trainer, further_validated_checkpoints, export_validation_probabilities)
+        return
+    if only_run_validation and further_validated_checkpoints and not val_with_best:
+        validate_further(trainer, further_validated_checkpoints, export_validation_probabilities)
         return
     if not (only_run_validation and val_with_best):
         maybe_load_checkpoint(trainer, continue_training, only_run_validation, pretrained_weights)
@@ -113,6 +125,27 @@ def run_training(
         trainer.print_to_log_file(f"Validating {trainer.validated_checkpoint}; its results replace those of checkpoint_final.pth.")
         trainer.load_checkpoint(join(trainer.output_folder, trainer.validated_checkpoint))
     trainer.perform_actual_validation(export_validation_probabilities)
+    validate_further(trainer, further_validated_checkpoints, export_validation_probabilities)
+
+
+def validate_further(trainer: nnUNetTrainer, checkpoints: Sequence[str], export_validation_probabilities: bool = False) -> None:
+    """Validate checkpoints of a training, each into a folder of its own beside ``validation``.
+
+    Raises:
+        FileNotFoundError: If one does not exist; before anything is predicted.
+    """
+    missing = [name for name in checkpoints if not isfile(join(trainer.output_folder, name))]
+    if missing:
+        found = sorted(path.name for path in Path(trainer.output_folder).glob("checkpoint_*.pth"))
+        raise FileNotFoundError(
+            f"{trainer.output_folder} has no {', '.join(missing)}. -val_chk needs checkpoints of this training: found {', '.join(found) or 'none'}."
+        )
+    for name in checkpoints:
+        trainer.validated_checkpoint = None if name == FINAL_CHECKPOINT else name
+        trainer.validation_name = validation_folder_name(name)
+        trainer.load_checkpoint(join(trainer.output_folder, name))
+        trainer.print_to_log_file(f"Validating {name} into {trainer.validation_name}")
+        trainer.perform_actual_validation(export_validation_probabilities)
 
 
 def slow_torch_warning(device: torch.device) -> str:

@@ -177,6 +177,22 @@ def test_the_checkpoint_that_was_validated_is_known(plain) -> None:
         validated_checkpoint(model, (0, 2))
 
 
+def test_another_checkpoint_that_was_validated_has_a_folder_of_its_own(plain, capsys) -> None:
+    model = plain.results / FULL
+    command = ["1", "-c", "3d_fullres", *FOLDS, "-chk", "checkpoint_best_joint.pth"]
+    with pytest.raises(SystemExit):
+        accumulate_crossval_results_entry(command)
+    assert "nnUNetv2_train with --val -val_chk checkpoint_best_joint.pth" in capsys.readouterr().err
+    for fold in range(3):
+        shutil.copytree(model / f"fold_{fold}" / "validation", model / f"fold_{fold}" / "validation_best_joint")
+    accumulate_crossval_results_entry(command)
+    (pooled,) = model.glob("crossval_results_folds_*")
+    assert pooled.name == "crossval_results_folds_0_1_2_best_joint"
+    assert len(load_summary_json(pooled / "summary.json")["metric_per_case"]) == 6
+    with pytest.raises(ValueError, match="no name of a checkpoint"):
+        accumulate_cv_results(model, plain.results / "out", (0,), 1, checkpoint="../checkpoint_best.pth")
+
+
 def test_a_missing_model_is_explained(plain, capsys) -> None:
     with pytest.raises(SystemExit):
         accumulate_crossval_results_entry(["1", "-c", "2d", *FOLDS])

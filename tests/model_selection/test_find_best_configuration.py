@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -160,6 +161,83 @@ def test_the_vote_of_the_tiles_and_the_checkpoint_reach_the_commands(joint) -> N
     find_best_configuration_entry(["1", "-c", "3d_fullres", "-f", "0", "1", "2", "-np", "1"])
     args = build_predict_parser().parse_args(commands(joint)[0][1:])
     assert (args.cls_heads, args.cls_aggregation, args.chk) == ("joint", "max", "checkpoint_best.pth")
+
+
+def validate_further_checkpoint(model: Path, checkpoint: str, tasks: dict, folds: tuple[int, ...] = (0, 1, 2)) -> None:
+    """Leave of a model what ``-val_chk`` leaves: the same segmentations, classes that are always right."""
+    name = checkpoint.removeprefix("checkpoint_").removesuffix(".pth")
+    for fold in folds:
+        target = model / f"fold_{fold}" / f"validation_{name}"
+        shutil.copytree(model / f"fold_{fold}" / "validation", target)
+        for file in target.glob("classification_joint*.csv"):
+            file.unlink()
+        rows = read_classification_csv(target / "classification.csv", tasks)
+        sure = {case: {task: np.eye(2)[int(case[-1]) % 2] for task in row} for case, row in rows.items()}
+        write_classification_csv(target / "classification.csv", tasks, sure)
+        save_json({"joint": {}}, target / "classification_summary.json")
+        save_json({**load_json(target / "summary.json"), "checkpoint": checkpoint}, target / "summary.json")
+
+
+def test_the_checkpoint_is_chosen_where_several_were_validated(joint) -> None:
+    tasks = classification_tasks(load_json(joint.raw / "dataset.json"))
+    validate_further_checkpoint(joint.results / FULL, "checkpoint_best_joint.pth", tasks)
+    find_best_configuration_entry(BOTH)
+    found = information(joint)
+    compared = found["checkpoints"][FULL]
+    assert list(compared) == ["checkpoint_best_joint.pth", "checkpoint_final.pth"]  # the file is sorted
+    assert compared["checkpoint_best_joint.pth"]["case_scores_of_heads"] == {"joint": 1.0}
+    assert compared["checkpoint_final.pth"]["dice"] == compared["checkpoint_best_joint.pth"]["dice"] == found["all_results"][FULL]
+    assert TWO not in found["checkpoints"]
+    assert found["classification"]["all_results"][FULL]["case_score"] == 1
+    (selected,) = found["best_model_or_ensemble"]["selected_model_or_models"]
+    assert (selected["checkpoint"], selected["classification_heads"]) == ("checkpoint_best_joint.pth", "joint")
+    args = build_predict_parser().parse_args(commands(joint)[0][1:])
+    assert (args.chk, args.cls_heads) == ("checkpoint_best_joint.pth", "joint")
+    text = (joint.results / "inference_instructions.txt").read_text()
+    assert re.search(r"checkpoint_best_joint\.pth: Dice 0\.\d{4}, joint heads 1\.0000", text)
+    assert "Of these 3 checkpoints and heads those with the highest mean of Dice and case score are taken; being the best of 3" in text
+    # The pair averages what the chosen checkpoint predicted.
+    pair = read_classification_csv(joint.results / "ensembles" / PAIR / "classification.csv", tasks)
+    first = read_classification_csv(joint.results / TWO / "crossval_results_folds_0_1_2" / "classification.csv", tasks)
+    for case, row in pair.items():
+        np.testing.assert_allclose(row["subtype"], (first[case]["subtype"] + np.eye(2)[int(case[-1]) % 2]) / 2)
+
+
+def test_the_dice_counts_as_much_as_the_classes_when_the_checkpoint_is_chosen(joint, capsys) -> None:
+    """The classes are all right, but most of the segmentation is gone."""
+    tasks = classification_tasks(load_json(joint.raw / "dataset.json"))
+    validate_further_checkpoint(joint.results / FULL, "checkpoint_best_joint.pth", tasks)
+    validate_further_checkpoint(joint.results / FULL, "checkpoint_best.pth", tasks, folds=(0, 2))
+    for file in joint.results.rglob("validation_best_joint/*.nii.gz"):
+        sitk.WriteImage(0 * sitk.ReadImage(str(file)), str(file))
+    find_best_configuration_entry(["1", "-c", "3d_fullres", "-f", "0", "1", "2", "-np", "1"])
+    found = information(joint)
+    assert list(found["checkpoints"][FULL]) == ["checkpoint_best_joint.pth", "checkpoint_final.pth"]
+    assert "checkpoint" not in found["best_model_or_ensemble"]["selected_model_or_models"][0]
+    out = capsys.readouterr().out
+    assert f"checkpoint_best.pth of {FULL} is left out, because not every fold has validation_best." in out
+
+
+def test_a_cascade_begins_with_the_checkpoint_it_was_trained_on(nnunet_folders) -> None:
+    """Both members are predicted with a chosen checkpoint, but the cascade was trained on what the final one of its first stage predicted."""
+    dataset = write_cross_validation(
+        nnunet_folders,
+        models={LOWRES: 1.6, CASCADE: 1.4},
+        classification={"subtype": SUBTYPE},
+        certainty={LOWRES: {"joint": 0.1}},
+        num_cases=9,
+    )
+    tasks = classification_tasks(load_json(dataset.raw / "dataset.json"))
+    validate_further_checkpoint(dataset.results / LOWRES, "checkpoint_best_joint.pth", tasks)
+    find_best_configuration_entry(["1", "-c", "3d_lowres", "3d_cascade_fullres", "-f", "0", "1", "2", "-np", "1"])
+    assert len(information(dataset)["best_model_or_ensemble"]["selected_model_or_models"]) == 2
+    predict = [words for words in commands(dataset) if words[0] == "nnUNetv2_predict"]
+    steps = [(option(words, "-c"), option(words, "-o"), option(words, "-chk")) for words in predict]
+    assert steps == [
+        ("3d_lowres", "OUTPUT_FOLDER_MODEL_1", "checkpoint_best_joint.pth"),
+        ("3d_lowres", "OUTPUT_FOLDER_MODEL_2_PREV_STAGE", None),
+        ("3d_cascade_fullres", "OUTPUT_FOLDER_MODEL_2", None),
+    ]
 
 
 def test_a_dice_that_is_no_number_never_wins(nnunet_folders) -> None:

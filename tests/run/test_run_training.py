@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,23 @@ def test_val_best_uses_the_best_checkpoint(tiny_training: Folders) -> None:
     summary = json.loads((fold / "validation" / "summary.json").read_text())
     assert summary["foreground_mean"]["n_pred"] == 0
     assert summary["checkpoint"] == "checkpoint_best.pth"  # the file says whose results replaced those of the final checkpoint
+
+
+def test_further_checkpoints_are_validated_beside_the_final_one(tiny_training: Folders) -> None:
+    run(1, "nnUNetTrainerMultitask", further_validated_checkpoints=["checkpoint_best_joint.pth"])
+    fold = fold_folder(tiny_training, "Dataset001_Classes", "nnUNetTrainerMultitask")
+    final, further = (json.loads((fold / name / "summary.json").read_text()) for name in ("validation", "validation_best_joint"))
+    assert "checkpoint" not in final
+    assert further["checkpoint"] == "checkpoint_best_joint.pth"
+    assert set(json.loads((fold / "validation" / "classification_summary.json").read_text())) == {"refit", "joint"}
+    assert set(json.loads((fold / "validation_best_joint" / "classification_summary.json").read_text())) == {"joint"}
+    before = {path: path.stat().st_mtime_ns for path in (fold / "validation").iterdir()}
+    shutil.rmtree(fold / "validation_best_joint")
+    with pytest.raises(FileNotFoundError, match=r"has no checkpoint_best_dice.pth. .* found checkpoint_best.pth, checkpoint_best_class"):
+        run(1, "nnUNetTrainerMultitask", only_run_validation=True, further_validated_checkpoints=["checkpoint_best_dice.pth"])
+    run(1, "nnUNetTrainerMultitask", only_run_validation=True, further_validated_checkpoints=["checkpoint_best_joint.pth"])
+    assert json.loads((fold / "validation_best_joint" / "summary.json").read_text()) == further
+    assert {path: path.stat().st_mtime_ns for path in (fold / "validation").iterdir()} == before
 
 
 def test_without_checkpointing_no_checkpoint_is_written(tiny_training: Folders) -> None:

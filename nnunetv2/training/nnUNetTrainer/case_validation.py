@@ -18,7 +18,7 @@ from torch import nn
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.evaluation.classification_metrics import classification_summary
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder, save_summary_json
-from nnunetv2.evaluation.validation_tables import DEFAULT_AGGREGATION, OTHER_AGGREGATIONS, heads_and_aggregation, table_name
+from nnunetv2.evaluation.validation_tables import DEFAULT_AGGREGATION, OTHER_AGGREGATIONS, VALIDATION, heads_and_aggregation, table_name
 from nnunetv2.inference.case_classification import CaseClassification
 from nnunetv2.inference.export_prediction import export_prediction_from_logits, resample_and_save
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
@@ -47,7 +47,7 @@ REFIT_SUFFIX = "/refit"  # tells the heads of a task apart in one network; no ta
 
 
 def validate_cases(trainer: nnUNetTrainer, save_probabilities: bool = False) -> dict:
-    """Predict the validation cases of a trainer into ``validation`` and score them.
+    """Predict the validation cases of a trainer into its folder ``validation_name`` and score them.
 
     Writes the segmentations, ``summary.json``, and with heads ``classification.csv`` and ``classification_summary.json``; for a first
     stage of a cascade also the segmentations that the next stage is trained with.
@@ -66,7 +66,7 @@ def validate_cases(trainer: nnUNetTrainer, save_probabilities: bool = False) -> 
     """
     if trainer.fold == "all":
         trainer.print_to_log_file("WARNING: fold all validates on the training cases. These scores say nothing about new cases.")
-    folder = join(trainer.output_folder, "validation")
+    folder = join(trainer.output_folder, trainer.validation_name)
     os.makedirs(folder, exist_ok=True)
     predictor = _validating_predictor(trainer)
     _, dataset = trainer.get_tr_and_val_datasets()
@@ -218,6 +218,8 @@ def with_previous_stage(trainer: nnUNetTrainer, data: np.ndarray, previous_stage
 
 def _next_stages(trainer: nnUNetTrainer, identifier: str, properties: Mapping) -> list[tuple[str, Any, list[int]]]:
     """For each stage that is trained on this one: output file without ending, its dataset class and the shape of the case there."""
+    if trainer.validation_name != VALIDATION:
+        return []  # the next stage is trained on the predictions of one checkpoint
     stages = []
     for name in trainer.configuration_manager.next_stage_names or ():
         configuration = trainer.plans_manager.get_configuration(name)
@@ -319,14 +321,20 @@ def _score(trainer: nnUNetTrainer, folder: str, class_rows: Mapping[str, Mapping
     if trainer.validated_checkpoint is not None:  # the folder is that of the final checkpoint otherwise
         summary["checkpoint"] = trainer.validated_checkpoint
         save_summary_json(summary, summary_file)
+    prefix = _prefix_of_scores(trainer)
     trainer.print_to_log_file("All cases of the validation are predicted", also_print_to_console=True)
     trainer.print_to_log_file("Mean Validation Dice: ", summary["foreground_mean"]["Dice"], also_print_to_console=True)
-    trainer.logger.log_summary("final_val/foreground_dice", summary["foreground_mean"]["Dice"])
+    trainer.logger.log_summary(f"{prefix}/foreground_dice", summary["foreground_mean"]["Dice"])
     for label, metrics in summary["mean"].items():
-        trainer.logger.log_summary(f"final_val/class_{label}_dice", metrics["Dice"])
+        trainer.logger.log_summary(f"{prefix}/class_{label}_dice", metrics["Dice"])
     if class_rows:
         _score_classes(trainer, folder, class_rows)
     return summary
+
+
+def _prefix_of_scores(trainer: nnUNetTrainer) -> str:
+    """What the names of scores begin with in the loggers: those of further checkpoints do not replace those of the final one."""
+    return "final_val" if trainer.validation_name == VALIDATION else trainer.validation_name
 
 
 def _score_classes(trainer: nnUNetTrainer, folder: str, class_rows: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]) -> None:
@@ -346,6 +354,6 @@ def _score_classes(trainer: nnUNetTrainer, folder: str, class_rows: Mapping[str,
             scores = ", ".join(f"{score} {'undefined' if value is None else f'{value:.4f}'}" for score, value in entry["scores"].items())
             trainer.print_to_log_file(f"Validation classes, {name}, {heads} heads ({entry['n']} cases, {entry['unknown']} unknown): {scores}")
             for score, value in entry["scores"].items():
-                trainer.logger.log_summary(f"final_val/{heads}_{name}_{score}", value)
+                trainer.logger.log_summary(f"{_prefix_of_scores(trainer)}/{heads}_{name}_{score}", value)
         trainer.print_to_log_file(f"Validation case score, {heads} heads: {summary['case_score']}")
     save_json(summaries, join(folder, "classification_summary.json"))

@@ -176,6 +176,7 @@ class nnUNetTrainer:
         self.dataset_class: type | None = None
         self.dataloader_train = self.dataloader_val = None
         self.validated_checkpoint: str | None = None  # named in summary.json if it is not the final one
+        self.validation_name = "validation"  # folder of the validation; further checkpoints have one each
         self.run_options: dict[str, int] = {}  # the RUN_OPTIONS that were asked for, as opposed to those of the class
         self._seeded = False
         self._compiler_failed = False
@@ -1176,7 +1177,7 @@ class nnUNetTrainer:
     # ------------------------------------------------------------------ validation of whole cases
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """Predict the validation cases by the path of the predictor and score them, into ``validation``."""
+        """Predict the validation cases by the path of the predictor and score them, into the folder ``validation_name``."""
         from nnunetv2.training.nnUNetTrainer.case_validation import validate_cases
 
         validate_cases(self, save_probabilities)
