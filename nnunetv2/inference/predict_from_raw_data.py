@@ -6,6 +6,7 @@ adds them up, ``case_classification`` joins the tiles' class votes, ``export_pre
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 import traceback
@@ -787,7 +788,6 @@ class nnUNetPredictor:
                 if hasattr(items, "close"):
                     items.close()  # ends the workers, also after an interrupt
                 empty_cache(self.device)
-        compute_gaussian.cache_clear()
         failures = [outcome for outcome in outcomes if isinstance(outcome, CaseFailure)]
         if failures:
             error = CaseErrors(failures, len(outcomes), "prediction")
@@ -1097,9 +1097,7 @@ class nnUNetPredictor:
         """Logits of the image; class votes of its tiles go into ``classification``."""
         if image.ndim != 4:
             raise ValueError(f"Expected a preprocessed image (C, X, Y, Z), found shape {tuple(image.shape)}.")
-        with torch.inference_mode(False):  # moved in inference mode, its weights could never be trained again
-            self.network = self.network.to(self.device)
-        self.network.eval()
+        self._prepare_network()
         empty_cache(self.device)
         with torch.autocast("cuda") if self.device.type == "cuda" else nullcontext():
             padded, inside = pad_nd_image(image, self.configuration_manager.patch_size, "constant", {"value": 0}, True)
@@ -1121,6 +1119,15 @@ class nnUNetPredictor:
                     classification.clear()
                 logits = self._internal_predict_sliding_window_return_logits(padded, slicers, False, *extra)
             return logits[(slice(None), *inside[1:])]
+
+    def _prepare_network(self) -> None:
+        """Have the network on the device and not training; where it is so already, moving it again would take longer than a small image."""
+        weights = itertools.chain(self.network.parameters(), self.network.buffers())
+        if any(tensor.device != self.device for tensor in weights):  # also where "cuda" names the current of several
+            with torch.inference_mode(False):  # moved in inference mode, its weights could never be trained again
+                self.network = self.network.to(self.device)
+        if any(module.training for module in self.network.modules()):
+            self.network.eval()
 
     def _internal_get_sliding_window_slicers(self, image_size: tuple[int, ...]) -> list[tuple[slice | int, ...]]:
         """Where the tiles lie in a padded image."""
@@ -1161,8 +1168,7 @@ class nnUNetPredictor:
                 classification.add_tile(output.classification, logits, weights)
             accumulator.add(logits, slicer)
         result = accumulator.result()
-        # By channel: no mask as large as the logits.
-        if not all(bool(torch.isfinite(channel).all()) for channel in result):
+        if not accumulator.is_finite:
             raise RuntimeError(
                 "The network predicted values that are not finite numbers. The image may hold extreme values or NaN, "
                 "the weights may be broken, or float16 may have overflowed (nnUNet_half_accumulation, or the GPU's autocast)."

@@ -134,6 +134,7 @@ class TileAccumulator:
         self.logits = torch.zeros((num_channels, *image_size), dtype=self.dtype, device=self.device)
         self.weights = torch.zeros(tuple(image_size), dtype=self.dtype, device=self.device)
         self.tile_weights = tile_weights
+        self.is_finite = True  # whether all results are numbers
 
     def add(self, logits: torch.Tensor, slicer: tuple[slice | int, ...]) -> None:
         """Add one tile.
@@ -156,5 +157,10 @@ class TileAccumulator:
             weights += self.tile_weights
 
     def result(self) -> torch.Tensor:
-        """The weighted mean ``(C, X, Y, Z)``; uses the sums' memory, so nothing can be added afterwards."""
-        return torch.div(self.logits, self.weights, out=self.logits)
+        """The weighted mean ``(C, X, Y, Z)``; uses the sums' memory, so nothing can be added afterwards. ``is_finite`` is known then."""
+        for channel in self.logits:
+            torch.div(channel, self.weights, out=channel)
+            # One pass while the channel is in the cache, and no mask. What is not finite makes the sum so; a sum that overflows is looked into.
+            if not bool(torch.isfinite(channel.sum(dtype=torch.float32))):
+                self.is_finite = self.is_finite and bool(torch.isfinite(channel).all())
+        return self.logits

@@ -99,7 +99,9 @@ def blockwise_resampling(
         force_separate_z: See there.
         separate_z_anisotropy_threshold: See there.
     """
-    separate, axis = determine_do_sep_z_and_axis(force_separate_z, current_spacing, new_spacing, separate_z_anisotropy_threshold)
+    separate, axis = False, None
+    if tuple(shape) != tuple(new_shape):
+        separate, axis = determine_do_sep_z_and_axis(force_separate_z, current_spacing, new_spacing, separate_z_anisotropy_threshold)
     orders = [order_z if separate and a == axis else order for a in range(3)]
     if is_seg or len(shape) != 3 or any(spline not in CONVEX_ORDERS for spline in orders):
         return None
