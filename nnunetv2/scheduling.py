@@ -121,7 +121,7 @@ def run_per_case(
     num_workers = min(num_processes, len(tasks))
     results: list[Any] = [None] * len(tasks)
     with tqdm(total=len(tasks), desc=description or None, disable=not show_progress or not tasks) as progress:
-        if scheduler != LOCAL:
+        if scheduler != LOCAL and tasks:
             finished = _run_on_cluster(function, tasks, identifiers, scheduler)
         else:
             finished = _run_here(function, tasks) if num_workers <= 1 else _run_in_pool(function, tasks, identifiers, num_workers)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -89,6 +91,18 @@ def test_workers_know_where_the_users_classes_are(cluster: str, monkeypatch: pyt
     assert run_per_case(environment_of_worker, [("nnUNet_extTrainer",)], **options) == ["/somewhere"]
 
 
+def test_a_command_waits_for_the_first_worker(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(dask_cluster, "SECONDS_BETWEEN_LOOKS", 0.2)
+    options = {"threads_per_worker": 1, "dashboard_address": ":0", "host": "127.0.0.1", "silence_logs": 50}
+    with distributed.LocalCluster(n_workers=0, **options) as local:
+        joining = threading.Timer(1, local.scale, args=[1])
+        joining.start()
+        tasks = {"identifiers": "ab", "num_processes": 1, "show_progress": False, "scheduler": local.scheduler_address}
+        assert run_per_case(work, [(1,), (2,)], **tasks) == [2, 4]
+        joining.join()
+    assert "has no workers; waiting for some to join" in capsys.readouterr().out
+
+
 def test_workers_of_another_version_are_refused(cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dask_cluster, "package_version", lambda: "0.0")
     with pytest.raises(RuntimeError, match="the command that asks it 0.0"):
@@ -103,11 +117,29 @@ def test_a_scheduler_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pyt
         connect(str(tmp_path / "none.json"))
 
 
+def test_a_lost_scheduler_is_named_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    monkeypatch.setattr(dask_cluster, "SECONDS_BETWEEN_LOOKS", 0.2)
+    file = tmp_path / "scheduler.json"
+    command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
+    scheduler = subprocess.Popen([*command, "--scheduler-file", str(file)], stderr=subprocess.DEVNULL, cwd=tmp_path)
+    try:
+        while not file.is_file():
+            assert scheduler.poll() is None
+            time.sleep(0.05)
+        threading.Timer(1, scheduler.kill).start()
+        with dask.config.set({"distributed.comm.timeouts.connect": "1s"}), pytest.raises(ClusterError, match="run the command again"):
+            run_per_case(work, [(1,)], identifiers=["a"], num_processes=1, show_progress=False, scheduler=str(file))
+        assert not [record for record in caplog.records if record.name == "distributed.client"]
+    finally:
+        scheduler.kill()
+        scheduler.wait()
+
+
 def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_a_worker_killed_in_preprocessing_costs_no_case(cluster: str, nnunet_folders: dict[str, Path]) -> None:
+def test_a_worker_killed_in_preprocessing_costs_no_case(cluster: str, nnunet_folders: dict[str, Path], capsys) -> None:
     from nnunetv2.cli.plan_and_preprocess import extract_fingerprint_entry, plan_experiment_entry, preprocess_entry
 
     write_tiny_dataset(nnunet_folders["raw"] / "Dataset007_Tiny", num_cases=8)
@@ -122,6 +154,8 @@ def test_a_worker_killed_in_preprocessing_costs_no_case(cluster: str, nnunet_fol
     killer.join()
     on_cluster = content(folder)
     assert len(on_cluster) == 3 * 8 and not any(name.startswith(".tmp") for name in on_cluster)
+    said = capsys.readouterr().out
+    assert "Dask cluster at" in said and "processes, because" not in said  # not one of the stages ran here
 
     preprocess_entry([*command, "--start_over"])
     assert content(folder) == on_cluster

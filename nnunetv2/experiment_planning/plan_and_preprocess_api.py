@@ -91,7 +91,9 @@ def extract_fingerprints(
     """Fingerprints of several datasets, see `extract_fingerprint_dataset`."""
     extractor_class = find_planning_class(fingerprint_extractor_class_name, DatasetFingerprintExtractor)
     for dataset_id in dataset_ids:
-        extract_fingerprint_dataset(dataset_id, extractor_class, num_processes, check_dataset_integrity, clean, verbose, show_progress_bar)
+        extract_fingerprint_dataset(
+            dataset_id, extractor_class, num_processes, check_dataset_integrity, clean, verbose, show_progress_bar, scheduler=scheduler
+        )
 
 
 # Plans.

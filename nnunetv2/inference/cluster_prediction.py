@@ -16,6 +16,7 @@ import numpy as np
 
 from nnunetv2.inference.data_iterators import InputCase, preprocess_input_case
 from nnunetv2.scheduling import CaseErrors, CaseFailure, run_per_case
+from nnunetv2.utilities.file_io import remove_remains
 from nnunetv2.utilities.file_path_utilities import file_state
 from nnunetv2.utilities.label_handling.class_calibration import CALIBRATION_FILE
 
@@ -76,6 +77,7 @@ def predict_on_cluster(
     options: ClassificationOptions | None,
     table: ClassificationTable | None,
     show_progress: bool,
+    result_endings: Sequence[str],
 ) -> list[None]:
     """Predict cases of files to files.
 
@@ -87,6 +89,7 @@ def predict_on_cluster(
         options: How classes are predicted; None: not at all.
         table: Receives the classes.
         show_progress: Draw a progress bar.
+        result_endings: Of the files of a case.
 
     Raises:
         CaseErrors: After all others are finished, if some cases failed.
@@ -98,17 +101,20 @@ def predict_on_cluster(
         if table is not None:
             table.add(cases[index].identifier, outcome.reason if isinstance(outcome, CaseFailure) else outcome)
 
-    outcomes = run_per_case(
-        predict_case_to_files,
-        [(settings, case, save_probabilities, options) for case in cases],
-        identifiers=[case.identifier for case in cases],
-        num_processes=1,
-        description="cases",
-        show_progress=show_progress,
-        on_error="return",
-        on_result=settle,
-        scheduler=scheduler,
-    )
+    try:
+        outcomes = run_per_case(
+            predict_case_to_files,
+            [(settings, case, save_probabilities, options) for case in cases],
+            identifiers=[case.identifier for case in cases],
+            num_processes=1,
+            description="cases",
+            show_progress=show_progress,
+            on_error="return",
+            on_result=settle,
+            scheduler=scheduler,
+        )
+    finally:  # workers may have been killed
+        remove_remains(case.output_file_truncated + ending for case in cases for ending in result_endings)
     failures = [outcome for outcome in outcomes if isinstance(outcome, CaseFailure)]
     if failures:
         error = CaseErrors(failures, len(outcomes), "prediction")

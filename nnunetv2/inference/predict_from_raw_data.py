@@ -509,7 +509,8 @@ class nnUNetPredictor:
             if todo and scheduler != LOCAL:
                 cases = [_with_absolute_paths(list_of_lists[index], outputs[index], previous and previous[index], identifiers[index]) for index in todo]
                 workers = predictor_settings(self, device_of_workers)
-                results = predict_on_cluster(scheduler, workers, cases, save_probabilities, options, table, self.allow_tqdm)
+                endings = (self.dataset_json["file_ending"], ".npz", ".pkl")
+                results = predict_on_cluster(scheduler, workers, cases, save_probabilities, options, table, self.allow_tqdm, endings)
             elif todo:
                 iterator = self._internal_get_data_iterator_from_lists_of_filenames(
                     [list_of_lists[index] for index in todo],

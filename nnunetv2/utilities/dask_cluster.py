@@ -6,6 +6,7 @@ package. A call that a lost worker was at is made again by another one, so calls
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import secrets
@@ -52,6 +53,9 @@ def run_on_cluster(address: str, function: Callable[..., Any], calls: Sequence[t
         ClusterError: If Dask is not installed, or the scheduler cannot be reached or was lost.
     """
     client = connect(address)
+    log = logging.getLogger("distributed.client")  # would show a traceback where the scheduler is lost, beside our message
+    level = log.level
+    log.setLevel(logging.CRITICAL)
     try:
         _say_what_there_is(client, address)
         waiting = deque(range(len(calls)))
@@ -67,8 +71,11 @@ def run_on_cluster(address: str, function: Callable[..., Any], calls: Sequence[t
                         "ran out: give workers more memory (--memory-limit of `dask worker`, the memory of the job), or run fewer on a machine."
                     ),
                 )
+    except OSError as error:  # errors of the calls come as results: this is the connection
+        raise ClusterError(_lost_message(address)) from error
     finally:
         client.close()
+        log.setLevel(level)
 
 
 def connect(address: str) -> distributed.Client:
@@ -124,10 +131,10 @@ def _work_off(
         try:
             with client.as_current():
                 done = distributed.wait(list(pending), timeout=SECONDS_BETWEEN_LOOKS, return_when="FIRST_COMPLETED").done
-        except TimeoutError:
-            if client.status not in ("running", "connecting"):
-                raise ClusterError(_lost_message(address)) from None
+        except distributed.TimeoutError:  # of asyncio, which is the usual one only from Python 3.11 on
             continue
+        except distributed.CancelledError as error:
+            raise ClusterError(_lost_message(address)) from error
         for future in done:
             index = pending.pop(future)
             try:

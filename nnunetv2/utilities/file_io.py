@@ -13,7 +13,7 @@ import os
 import pickle
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -74,6 +74,20 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         if number is not None and not isinstance(error, DiskFullError):
             raise DiskFullError(number, os.strerror(number).lower(), os.fspath(path)) from error
         raise
+
+
+def remove_remains(paths: Iterable[str | os.PathLike[str]]) -> None:
+    """Remove what killed processes left half written of these files; nobody may be writing them any more."""
+    names_by_folder: dict[Path, set[str]] = {}
+    for path in map(Path, paths):
+        names_by_folder.setdefault(path.parent, set()).add(path.name)
+    for folder, names in names_by_folder.items():
+        for temporary in folder.glob(f"{TEMPORARY_PREFIX}*"):
+            name = temporary.name
+            while name.startswith(TEMPORARY_PREFIX):  # a temporary file may be written by way of another one
+                *_, name = name.removeprefix(TEMPORARY_PREFIX).split("-", 2)  # process, random number, name
+            if name in names:
+                temporary.unlink(missing_ok=True)
 
 
 def _no_space_error(error: BaseException, folder: Path) -> int | None:

@@ -16,6 +16,7 @@ CONTROL_GROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
 MEMORY_INFORMATION = Path("/proc/meminfo")
 KERNEL_COUNTERS = Path("/proc/vmstat")
+SMALLEST_IN_GIGABYTES = 10**8
 NO_LIMIT_BYTES = 1 << 60  # version 1 writes a number near 2**63 where there is no limit
 
 
@@ -108,7 +109,7 @@ def cause_of_death(exit_code: int | None, memory_kills_before: int | None) -> st
 
 def as_gigabytes(number: float) -> str:
     """Bytes for messages."""
-    return f"{number / 1e9:.1f} GB"
+    return f"{number / 1e9:.1f} GB" if number >= SMALLEST_IN_GIGABYTES else f"{number / 1e6:.0f} MB"
 
 
 def _free_memory_of_machine(memory_information: Path) -> int | None:

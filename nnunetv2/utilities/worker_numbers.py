@@ -55,9 +55,7 @@ def choose_workers(
     if asked is not None:
         if memory is None or fitting >= max(most, 1):
             return WorkerNumber(asked, "")
-        advice = (
-            f"{max(fitting, 1)} at a time would fit ({option} {max(fitting, 1)})" if fitting else "not even one at a time is sure to fit"
-        )
+        advice = f"{fitting} at a time would fit ({option})" if fitting else "not even one at a time is sure to fit"
         message = (
             f"WARNING: {task}: {_counted(max(most, 1))}, as asked for, may run out of memory: {per_case}, and "
             f"{as_gigabytes(memory.bytes)} are free in {memory.limited_by}; {advice}."
@@ -72,7 +70,7 @@ def choose_workers(
         rest = f", {per_case}"
     free = "" if memory is None else f"; {as_gigabytes(memory.bytes)} of memory are free in {memory.limited_by}"
     doubt = "" if fitting else ", which may not be enough"
-    return WorkerNumber(workers, f"{task}: {_counted(workers)}, because {reason}{rest}{free}{doubt} ({option} changes the number).")
+    return WorkerNumber(workers, f"{task}: {_counted(workers)}, because {reason}{rest}{free}{doubt} (another number: {option}).")
 
 
 def _number_that_fits(sizes: list[int], free: float) -> int:

@@ -18,6 +18,7 @@ from nnunetv2.utilities.file_io import (
     atomic_path,
     load_json,
     load_properties,
+    remove_remains,
     restricted_pickle_load,
     save_json,
     save_pickle,
@@ -53,6 +54,17 @@ def test_an_error_while_writing_leaves_the_old_file_and_no_other(tmp_path: Path)
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_remains_of_killed_processes_are_removed_with_the_names_of_their_files(tmp_path: Path) -> None:
+    with atomic_path(tmp_path / "case-1.b2nd") as first, atomic_path(first) as nested, atomic_path(tmp_path / "other.b2nd") as other:
+        for path in (first, nested, other):
+            path.write_text("half")
+        (tmp_path / "case-1.b2nd").write_text("old")
+        remove_remains([tmp_path / "case-1.b2nd", tmp_path / "1.b2nd"])
+        assert not first.exists() and not nested.exists() and other.exists()
+        assert (tmp_path / "case-1.b2nd").read_text() == "old"
+        nested.write_text("again")
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_full_disk_is_named_with_the_file_and_the_old_file_stays(tmp_path: Path, number: int) -> None:
     (tmp_path / "a.json").write_text("old")
@@ -64,9 +76,7 @@ def test_a_full_disk_is_named_with_the_file_and_the_old_file_stays(tmp_path: Pat
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)  # it comes from worker processes too
 
 
-def test_errors_of_libraries_are_taken_for_a_full_disk_only_where_nothing_is_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_errors_of_libraries_are_taken_for_a_full_disk_only_where_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def write() -> None:
         with atomic_path(tmp_path / "a.b2nd"):
             raise RuntimeError("Error while creating the NDArray")

@@ -42,5 +42,5 @@ def test_a_number_asked_for_is_obeyed_with_a_warning_where_it_may_not_fit() -> N
     assert choose_workers("p", CASES, 8, cpus=1, memory=memory_for(20 * GB)).message == ""
     chosen = choose_workers("p", CASES, 8, cpus=1, memory=memory_for(4 * GB, 2 * GB), option="-np")
     assert chosen.workers == 8
-    assert chosen.message.startswith("WARNING") and "2 at a time would fit (-np 2)" in chosen.message
+    assert chosen.message.startswith("WARNING") and "2 at a time would fit (-np)" in chosen.message
     assert "not even one" in choose_workers("p", CASES, 1, cpus=1, memory=UsableMemory(GB, "this machine")).message

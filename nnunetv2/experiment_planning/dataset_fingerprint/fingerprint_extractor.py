@@ -176,7 +176,8 @@ class DatasetFingerprintExtractor:
         if self.scheduler != LOCAL:
             return 1
         need = bytes_to_read_cases({identifier: case["images"] for identifier, case in self.dataset.items()})
-        chosen = choose_workers("fingerprint", need, None if self.fit_processes else self.num_processes)
+        asked = None if self.fit_processes else self.num_processes
+        chosen = choose_workers("fingerprint", need, asked, option="-np, in nnUNetv2_plan_and_preprocess -npfp")
         if chosen.message:
             print(chosen.message)
         return chosen.workers

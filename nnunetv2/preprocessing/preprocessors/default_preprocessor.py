@@ -28,7 +28,7 @@ from nnunetv2.preprocessing.resampling.default_resampling import compute_new_sha
 from nnunetv2.scheduling import LOCAL, run_per_case
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.default_n_proc_DA import usable_cpus
-from nnunetv2.utilities.file_io import TEMPORARY_PREFIX, load_json
+from nnunetv2.utilities.file_io import TEMPORARY_PREFIX, load_json, remove_remains
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
@@ -283,15 +283,19 @@ class DefaultPreprocessor:
                 print(chosen.message)
         else:
             num_processes = 1  # each worker of a cluster counts its own threads
-        run_per_case(
-            _run_one_of_several,
-            [(self, num_processes, records[i], *case) for i, case in zip(identifiers, cases, strict=True)],
-            identifiers=identifiers,
-            num_processes=num_processes,
-            description="preprocessing",
-            show_progress=self.show_progress_bar,
-            scheduler=self.scheduler,
-        )
+        try:
+            run_per_case(
+                _run_one_of_several,
+                [(self, num_processes, records[i], *case) for i, case in zip(identifiers, cases, strict=True)],
+                identifiers=identifiers,
+                num_processes=num_processes,
+                description="preprocessing",
+                show_progress=self.show_progress_bar,
+                scheduler=self.scheduler,
+            )
+        finally:  # workers may have been killed
+            remove_remains(records[i].output_truncated + ending for i in identifiers for ending in ENDINGS)
+            remove_remains(records[i].file for i in identifiers)
         if self.scheduler != LOCAL:  # a worker that was given up but lives on may have been at the same case
             _check_stored(identifiers, records)
 
