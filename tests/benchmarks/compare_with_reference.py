@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -34,7 +35,9 @@ torch.set_num_threads(os.cpu_count())
 trainer = nnUNetTrainer(plans, configuration, 'all', json.load(open(os.path.join(folder, 'dataset.json'))), torch.device('cpu'))
 trainer.initialize()
 """
-LOADER = TRAINER + r"""
+LOADER = (
+    TRAINER
+    + r"""
 train, val = trainer.get_dataloaders()
 for _ in range(8):
     next(train)
@@ -44,7 +47,10 @@ for _ in range(40):
 print('SECONDS', (time.perf_counter() - start) / 40)
 os._exit(0)
 """
-TRAIN_STEP = TRAINER + r"""
+)
+TRAIN_STEP = (
+    TRAINER
+    + r"""
 os.environ['nnUNet_n_proc_DA'] = '0'
 train, val = trainer.get_dataloaders()
 trainer.set_deep_supervision_enabled(True)
@@ -57,13 +63,48 @@ for _ in range(3):
 print('SECONDS', (time.perf_counter() - start) / 3)
 os._exit(0)
 """
-SAVE_CHECKPOINT = TRAINER + r"""
+)
+SAVE_CHECKPOINT = (
+    TRAINER
+    + r"""
 trainer.inference_allowed_mirroring_axes = tuple(range(len(trainer.configuration_manager.patch_size)))
 for name in ('plans.json', 'dataset.json'):
     source = 'nnUNetPlans.json' if name == 'plans.json' else name
     json.dump(json.load(open(os.path.join(folder, source))), open(os.path.join(trainer.output_folder_base, name), 'w'))
 trainer.save_checkpoint(os.path.join(trainer.output_folder, 'checkpoint_final.pth'))
 print('MODEL', trainer.output_folder_base)
+"""
+)
+
+PREDICTOR = """
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+nnUNetPredictor(device=torch.device('cpu'))
+"""
+# 120 x 200 x 200 to 150 x 250 x 250 voxels; every label is the region around a point
+RESAMPLING = r"""
+import sys, time
+import numpy as np
+from scipy.ndimage import gaussian_filter
+from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg_to_shape
+labels = int(sys.argv[1])
+shape, new_shape = (120, 200, 200), (150, 250, 250)
+random = np.random.RandomState(0)
+if labels:
+    nearest, volume = np.full(shape, np.inf, dtype=np.float32), np.zeros(shape, dtype=np.int16)
+    for label in range(labels):
+        x, y, z = (np.arange(n, dtype=np.float32) - random.uniform(0, n) for n in shape)
+        distance = x[:, None, None] ** 2 + y[:, None] ** 2 + z ** 2
+        volume[distance < nearest] = label
+        np.minimum(nearest, distance, out=nearest)
+else:
+    volume = gaussian_filter(random.normal(size=shape).astype(np.float32), 2)
+settings = {'is_seg': bool(labels), 'order': 1 if labels else 3, 'order_z': 0, 'force_separate_z': None}
+for size in (2, 1):  # a small part first: what is loaded or compiled on use
+    part = volume[tuple(slice(n // size) for n in shape)][None]
+    start = time.perf_counter()
+    resample_data_or_seg_to_shape(part, [n // size for n in new_shape], (1.25,) * 3, (1,) * 3, **settings)
+print('SECONDS', time.perf_counter() - start)
 """
 
 
@@ -97,7 +138,9 @@ class Side:
         """Standard output, wall seconds and peak memory in MiB of the largest process."""
         start = time.perf_counter()
         with tempfile.TemporaryFile("w+") as output:
-            process = subprocess.Popen([str(c) for c in command], env=self.environment, stdout=output, stderr=subprocess.STDOUT, cwd=self.work)
+            process = subprocess.Popen(
+                [str(c) for c in command], env=self.environment, stdout=output, stderr=subprocess.STDOUT, cwd=self.work
+            )
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
             seconds = time.perf_counter() - start
@@ -155,14 +198,25 @@ def main() -> None:
     print(f"{'':<34} {'time':>8} {'peak memory':>12}")
     for command in ("nnUNetv2_train", "nnUNetv2_predict", "nnUNetv2_plan_and_preprocess"):
         compare(f"{command} --help", sides, args.repeats, lambda side, c=command: side.run(side.python.parent / c, "--help")[1:])
+    compare("predictor imported", sides, args.repeats, lambda side: side.run(side.python, "-c", PREDICTOR)[1:])
+    for name, labels in (("image", 0), ("4 labels", 4), ("60 labels", 60)):
+        compare(f"resampling, {name}", sides, args.repeats, lambda side, n=labels: side.script(RESAMPLING, str(n)))
     for side in sides:
         side.run(side.python.parent / "nnUNetv2_plan_and_preprocess", "-d", str(args.dataset), "--no_pp", "-np", "2")
-    preprocess = ("-d", str(args.dataset), "-c", args.configuration, "-np", "2")
-    compare("nnUNetv2_preprocess", sides, args.repeats, lambda side: side.run(side.python.parent / "nnUNetv2_preprocess", *preprocess)[1:])
+
+    def preprocess(side: Side) -> tuple[float, float]:
+        # we would keep what is there
+        shutil.rmtree(side.folder("preprocessed", dataset) / f"nnUNetPlans_{args.configuration}", ignore_errors=True)
+        options = ("-d", str(args.dataset), "-c", args.configuration, "-np", "2")
+        return side.run(side.python.parent / "nnUNetv2_preprocess", *options)[1:]
+
+    compare("nnUNetv2_preprocess", sides, args.repeats, preprocess)
     arguments = {side.name: (side.folder("preprocessed", dataset), args.configuration) for side in sides}
     compare("loader, seconds per batch", sides, args.repeats, lambda side: side.script(LOADER, *arguments[side.name]))
     compare("training step", sides, args.repeats, lambda side: side.script(TRAIN_STEP, *arguments[side.name]))
-    models = {side.name: side.run(side.python, "-c", SAVE_CHECKPOINT, *arguments[side.name])[0].rsplit("MODEL", 1)[1].strip() for side in sides}
+    models = {
+        side.name: side.run(side.python, "-c", SAVE_CHECKPOINT, *arguments[side.name])[0].rsplit("MODEL", 1)[1].strip() for side in sides
+    }
 
     def predict(side: Side) -> tuple[float, float]:
         output = work / side.name / "predictions"
