@@ -93,12 +93,15 @@ def test_the_oldest_versions_are_those_that_are_admitted() -> None:
 
 def test_no_cache_keeps_objects_alive() -> None:
     """``lru_cache`` on a method or property holds every object that it was called on; ``cached_property`` goes with its object."""
-    found = []
-    for file, tree in modules():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef) and node.args.args and node.args.args[0].arg == "self":
-                if any(re.search(r"\b(lru_cache|cache)\b", ast.unparse(decorator)) for decorator in node.decorator_list):
-                    found.append(f"nnunetv2/{file}:{node.lineno}: {node.name}")
+    found = [
+        f"nnunetv2/{file}:{node.lineno}: {node.name}"
+        for file, tree in modules()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+        and node.args.args
+        and node.args.args[0].arg == "self"
+        and any(re.search(r"\b(lru_cache|cache)\b", ast.unparse(decorator)) for decorator in node.decorator_list)
+    ]
     assert not found
 
 

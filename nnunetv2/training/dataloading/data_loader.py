@@ -322,7 +322,9 @@ def crop_with_padding(array: Any, lower: Sequence[int], upper: Sequence[int], pa
     size = tuple(up - low for low, up in zip(lower, upper))
     if tuple(stop - start for start, stop in zip(first, last)) == size:
         inside = array[box]
-        return np.array(inside, dtype=dtype, order="C", copy=True if isinstance(array, np.ndarray) else None)
+        if isinstance(array, np.ndarray):
+            return np.array(inside, dtype=dtype, order="C")
+        return np.asarray(inside, dtype=dtype, order="C")  # numpy before 2 does not know copy=None
     patch = np.full((*leading, *size), pad_value, dtype=dtype)
     if all(stop > start for start, stop in zip(first, last)):
         target = (slice(start - low, stop - low) for low, start, stop in zip(lower, first, last))
