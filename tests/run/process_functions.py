@@ -14,7 +14,14 @@ from torch import nn
 
 from nnunetv2.run import peer_watch
 from nnunetv2.run.processes import process_group, run_on_this_machine
-from nnunetv2.training.distributed import distributed_network, of_all_processes, of_first_process, process_rank, wait_for_all_processes
+from nnunetv2.training.distributed import (
+    average_gradients,
+    distributed_network,
+    of_all_processes,
+    of_first_process,
+    process_rank,
+    wait_for_all_processes,
+)
 
 CPU = torch.device("cpu")
 
@@ -23,6 +30,15 @@ def write_what_all_say(folder: str) -> None:
     with process_group(CPU):
         said = of_all_processes({"rank": process_rank()}), of_first_process(f"from {process_rank()}")
         Path(folder, f"{process_rank()}.txt").write_text(str(said))
+
+
+def write_averaged_gradients(folder: str) -> None:
+    with process_group(CPU):
+        parameters = [nn.Parameter(torch.zeros(2)) for _ in range(2)]
+        for number, parameter in enumerate(parameters):
+            parameter.grad = torch.tensor([1.0, 10.0]) * (process_rank() + 1 + number)
+        average_gradients(parameters)
+        Path(folder, f"{process_rank()}.txt").write_text(str([parameter.grad.tolist() for parameter in parameters]))
 
 
 class TrainerInCycle:

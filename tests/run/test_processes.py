@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from run import process_functions
-from run.process_functions import second_fails, write_threads_that_are_left, write_what_all_say
+from run.process_functions import second_fails, write_averaged_gradients, write_threads_that_are_left, write_what_all_say
 
 from nnunetv2.run.processes import _errors_of, in_every_process, run_on_this_machine
 
@@ -41,6 +41,12 @@ def test_processes_hear_each_other(tmp_path: Path) -> None:
     run_on_this_machine(2, write_what_all_say, {"folder": str(tmp_path)})
     assert {path.read_text() for path in tmp_path.glob("*.txt")} == {"([{'rank': 0}, {'rank': 1}], 'from 0')"}
     assert len(list(tmp_path.glob("*.txt"))) == 2
+
+
+def test_gradients_become_their_mean_over_the_processes(tmp_path: Path) -> None:
+    """AdamW hardly tells a sum from a mean, so that trained heads do not."""
+    run_on_this_machine(2, write_averaged_gradients, {"folder": str(tmp_path)})
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == ["[[1.5, 15.0], [2.5, 25.0]]"] * 2
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks into /proc")
