@@ -605,6 +605,7 @@ class nnUNetPredictor:
             self._preprocessing_settings(),
             worthwhile_processes(input_list_of_lists, num_processes),
             pin_memory=self.device.type == "cuda",
+            in_thread=num_processes > 0,
         )
 
     def get_data_iterator_from_raw_npy_data(
@@ -627,7 +628,8 @@ class nnUNetPredictor:
                 raise ValueError(f"There are {len(images)} images but {len(values)} {name}; give one for each image.")
         cases = cases_from_arrays(images, previous, properties, outputs)
         processes = num_processes if sum(image.nbytes for image in images) > SMALL_ARRAYS_BYTES else 0
-        return preprocessed_cases(cases, self._preprocessing_settings(), processes, pin_memory=self.device.type == "cuda")
+        pin = self.device.type == "cuda"
+        return preprocessed_cases(cases, self._preprocessing_settings(), processes, pin_memory=pin, in_thread=num_processes > 0)
 
     def _preprocessing_settings(self) -> PreprocessingSettings:
         return PreprocessingSettings(
