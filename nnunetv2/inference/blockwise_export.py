@@ -15,6 +15,7 @@ import numpy as np
 from nnunetv2.preprocessing.resampling.blockwise_resampling import AxisBlock, BlockwiseResampling
 from nnunetv2.utilities.label_handling.label_handling import REGION_THRESHOLD, LabelManager
 
+VOXELS_AT_ONCE = 1 << 16  # labels and values of so many stay in the cache of a core from one step to the next
 # Sigmoid, also in float32: not above 0.5 for a logit of 0, and well above it for a logit of 1.
 SURELY_OUTSIDE, SURELY_INSIDE = 0.0, 1.0
 
@@ -153,7 +154,7 @@ def fill_labels(logits: np.ndarray, resampling: BlockwiseResampling, label_manag
 
 
 def resampled_logits(values: np.ndarray, resampling: BlockwiseResampling, block: Sequence[AxisBlock]) -> np.ndarray:
-    """A channel of a block in the precision of the logits, because rounding makes ties; as float32, because numpy compares float16 slowly."""
+    """A channel of a block, rounded like the logits, because that makes ties; as float32, because numpy compares float16 slowly."""
     return resampling.resample(values, block).astype(values.dtype).astype(np.float32, copy=False)
 
 
@@ -163,12 +164,13 @@ def index_of_largest(channels: Iterable[tuple[int, np.ndarray]], dtype: np.dtype
     index, channel = next(channels)
     best = np.array(channel, dtype=np.float32)
     labels = np.full(best.shape, index, dtype=dtype)
+    planes = max(1, VOXELS_AT_ONCE // max(1, best[0].size))
+    parts = [slice(start, start + planes) for start in range(0, len(best), planes)]
     for index, channel in channels:
-        # By plane, which stays in the processor's cache; in float32, because numpy compares float16 slowly.
-        for plane, best_plane, labels_plane in zip(channel, best, labels, strict=True):
-            plane = plane.astype(np.float32, copy=False)
-            np.copyto(labels_plane, labels.dtype.type(index), where=plane > best_plane)
-            np.maximum(best_plane, plane, out=best_plane)
+        for part in parts:
+            values = channel[part].astype(np.float32, copy=False)  # numpy compares float16 slowly
+            np.copyto(labels[part], labels.dtype.type(index), where=values > best[part])
+            np.maximum(best[part], values, out=best[part])
     return labels
 
 

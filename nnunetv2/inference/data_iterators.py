@@ -1,6 +1,6 @@
 """Reads and preprocesses the next cases while the network works on the current one.
 
-Many or large cases are prepared in spawned worker processes, each one case ahead; small jobs run in the calling process,
+Many or large cases are prepared in spawned worker processes, each one case ahead; small jobs run in a thread of the calling process,
 because a worker takes longer to start than they take. The workers do not import torch. Cases come in the order in which they
 were given. A case that cannot be read does not stop the others: it is reported after the last one.
 """
@@ -13,6 +13,7 @@ import pickle
 import signal
 import traceback
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
@@ -139,16 +140,28 @@ def _with_previous_stage(data: np.ndarray, segmentation: np.ndarray, plans_manag
 
 
 def preprocessed_cases(
-    cases: Sequence[InputCase], settings: PreprocessingSettings, num_processes: int, *, pin_memory: bool = False
+    cases: Sequence[InputCase], settings: PreprocessingSettings, num_processes: int, *, pin_memory: bool = False, in_thread: bool = False
 ) -> Iterator[dict[str, Any]]:
     """Preprocess ahead and yield case by case, in order.
+
+    Args:
+        cases: What to preprocess.
+        settings: For all of them.
+        num_processes: Workers; 0: this process.
+        pin_memory: Yield page-locked tensors.
+        in_thread: In this process, prepare each case in a thread while the one before is used.
 
     Yields:
         ``{"data": tensor, "data_properties": dict, "ofile": str | None, "identifier": str}``, or for a case that failed
         ``{"failure": CaseFailure, "ofile": ..., "identifier": ...}``.
     """
     num_processes = min(num_processes, len(cases))
-    finished = _in_this_process(cases, settings) if num_processes < 1 or len(cases) == 1 else _in_workers(cases, settings, num_processes)
+    if num_processes >= 1 and len(cases) > 1:
+        finished = _in_workers(cases, settings, num_processes)
+    else:
+        finished = _in_this_process(cases, settings)
+        if in_thread and len(cases) > 1:
+            finished = _one_ahead(finished)
     for case, outcome in zip(cases, finished, strict=True):
         item = {"ofile": case.output_file_truncated, "identifier": case.identifier}
         if isinstance(outcome, CaseFailure):
@@ -180,6 +193,16 @@ def _in_this_process(cases: Sequence[InputCase], settings: PreprocessingSettings
             outcome = CaseFailure(case.identifier, error, traceback.format_exc())
         yield outcome
         del outcome  # the consumer's copy alone keeps the array alive
+
+
+def _one_ahead(outcomes: Iterator[tuple[np.ndarray, dict] | CaseFailure]) -> Iterator[tuple[np.ndarray, dict] | CaseFailure]:
+    """The same, but the next one is prepared while the caller works with the last."""
+    with ThreadPoolExecutor(1, thread_name_prefix="preprocessing") as executor:
+        following = executor.submit(next, outcomes, None)
+        while (outcome := following.result()) is not None:
+            following = executor.submit(next, outcomes, None)
+            yield outcome
+            del outcome
 
 
 def _in_workers(

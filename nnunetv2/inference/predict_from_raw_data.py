@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import itertools
 import os
-import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +24,8 @@ from tqdm import tqdm
 
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.inference.case_classification import (
-    AGGREGATIONS,
     AGGREGATIONS_OF_FEATURES,
     CaseClassification,
-    TaskPrediction,
     mean_of_folds,
     task_prediction,
 )
@@ -56,6 +53,7 @@ from nnunetv2.inference.prediction_files import (
     is_complete_nifti,
     output_files_for,
 )
+from nnunetv2.inference.prediction_results import CasePrediction, ClassificationOptions, ClassificationTable
 from nnunetv2.inference.saliency import (
     ExplainedLogit,
     case_saliency,
@@ -89,75 +87,16 @@ from nnunetv2.utilities.label_handling.classification_table import (
     join_parts,
     part_file,
     read_classification_csv,
-    write_classification_csv,
 )
 
 if TYPE_CHECKING:
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 PAIRED_TILE_VOXELS = 256 * 1024  # a float32 map of 32 channels of two such tiles takes 64 MiB
-SECONDS_BETWEEN_TABLES = 10  # classification.csv is written at most this often while cases are predicted
 # Arrays that together take less than this (float32 of a 128 x 256 x 256 volume) are preprocessed faster than a worker process starts.
 SMALL_ARRAYS_BYTES = 32 * 1024**2
 # What else than "out of memory" the libraries below torch call a shortage of the device's memory.
 OUT_OF_MEMORY_SIGNS = ("out of memory", "cudnn_status_alloc_failed", "cublas_status_alloc_failed")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CasePrediction:
-    """What is known about one case."""
-
-    segmentation: np.ndarray  # (X, Y, Z) in the axis order of the reader
-    probabilities: np.ndarray | None  # (heads, X, Y, Z) float32; None if not asked for
-    classification: dict[str, TaskPrediction]  # by task; empty for a model without heads
-    # By task (X, Y, Z) float32, 0 to 1, like the segmentation: where the class was seen. Empty if not asked for.
-    saliency: dict[str, np.ndarray] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassificationOptions:
-    """How classes are predicted."""
-
-    aggregation: str = "evidence"  # how tiles vote: one of AGGREGATIONS
-    only: bool = False  # no segmentations: the decoder is not run
-    calibrated: bool = True  # apply the calibration of the model, if there is one
-    saliency: bool = False  # also a map of where the class of each task was seen, see nnunetv2.inference.saliency
-
-    def __post_init__(self) -> None:
-        if self.aggregation not in AGGREGATIONS:
-            raise ValueError(f"{self.aggregation!r} is not possible. Choose one of {', '.join(AGGREGATIONS)}.")
-
-    @property
-    def effective_aggregation(self) -> str:
-        """Without segmentations there is no evidence to weight by."""
-        return "mean" if self.only and self.aggregation == "evidence" else self.aggregation
-
-
-@dataclass(kw_only=True)
-class ClassificationTable:
-    """Rows of ``classification.csv`` while they come in; written now and then, so that a crash costs little."""
-
-    file: Path
-    tasks: Mapping[str, ClassificationTask]
-    calibration: ClassCalibration | None = None
-    rows: dict[str, Mapping[str, np.ndarray] | str] = field(default_factory=dict)
-    _written: float = field(default_factory=time.monotonic)
-
-    def add(self, identifier: str, row: Mapping[str, np.ndarray] | str) -> None:
-        """Add a case: its probabilities by task, not calibrated, or the text of its error."""
-        self.rows[identifier] = row
-        if time.monotonic() - self._written > SECONDS_BETWEEN_TABLES:
-            self.write()
-
-    def write(self) -> None:
-        """Write all rows so far."""
-        if self.calibration is None:
-            write_classification_csv(self.file, self.tasks, self.rows)
-        else:
-            apply = self.calibration.apply
-            calibrated = {name: row if isinstance(row, str) else apply(row) for name, row in self.rows.items()}
-            write_classification_csv(self.file, self.tasks, calibrated, self.rows)
-        self._written = time.monotonic()
 
 
 class nnUNetPredictor:
@@ -621,6 +560,7 @@ class nnUNetPredictor:
             self._preprocessing_settings(),
             worthwhile_processes(input_list_of_lists, num_processes),
             pin_memory=self.device.type == "cuda",
+            in_thread=num_processes > 0,
         )
 
     def get_data_iterator_from_raw_npy_data(
@@ -643,7 +583,8 @@ class nnUNetPredictor:
                 raise ValueError(f"There are {len(images)} images but {len(values)} {name}; give one for each image.")
         cases = cases_from_arrays(images, previous, properties, outputs)
         processes = num_processes if sum(image.nbytes for image in images) > SMALL_ARRAYS_BYTES else 0
-        return preprocessed_cases(cases, self._preprocessing_settings(), processes, pin_memory=self.device.type == "cuda")
+        pin = self.device.type == "cuda"
+        return preprocessed_cases(cases, self._preprocessing_settings(), processes, pin_memory=pin, in_thread=num_processes > 0)
 
     def _preprocessing_settings(self) -> PreprocessingSettings:
         return PreprocessingSettings(

@@ -160,7 +160,7 @@ class TileAccumulator:
         """The weighted mean ``(C, X, Y, Z)``; uses the sums' memory, so nothing can be added afterwards. ``is_finite`` is known then."""
         for channel in self.logits:
             torch.div(channel, self.weights, out=channel)
-            # One pass while the channel is in the cache, and no mask. What is not finite makes the sum so; a sum that overflows is looked into.
+            # One pass and no mask: what is not finite makes the sum so. A sum may also overflow, which is looked into.
             if not bool(torch.isfinite(channel.sum(dtype=torch.float32))):
                 self.is_finite = self.is_finite and bool(torch.isfinite(channel).all())
         return self.logits

@@ -7,6 +7,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import threading
 import warnings
 import weakref
 from pathlib import Path
@@ -21,6 +22,7 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.inference import data_iterators, predict_from_raw_data
 from nnunetv2.inference.predict_from_raw_data import ClassificationOptions, nnUNetPredictor
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.scheduling import CaseErrors
 from nnunetv2.utilities.checkpoint_io import CheckpointError
 from nnunetv2.utilities.file_io import load_properties
@@ -116,6 +118,28 @@ def test_worker_processes_change_nothing(model, images, tmp_path, monkeypatch) -
     predictor.predict_from_files(str(images), str(tmp_path / "workers"), num_processes_preprocessing=2, num_processes_segmentation_export=2)
     for index in range(3):
         np.testing.assert_array_equal(read(tmp_path / "here" / f"case_{index}.nii.gz"), read(tmp_path / "workers" / f"case_{index}.nii.gz"))
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_small_jobs_are_preprocessed_while_the_network_works(model, images, monkeypatch, ahead) -> None:
+    begun: list[str] = []
+    second = threading.Event()
+
+    class Watched(DefaultPreprocessor):
+        def run_case(self, image_files, *arguments):
+            begun.append(image_files[0])
+            if len(begun) == 2:
+                second.set()
+            return super().run_case(image_files, *arguments)
+
+    predictor = predictor_of(model)
+    monkeypatch.setattr(type(predictor.configuration_manager), "preprocessor_class", property(lambda self: Watched))
+    files = [[str(file)] for file in sorted(images.iterdir())]
+    cases = predictor._internal_get_data_iterator_from_lists_of_filenames(files, None, None, 2 if ahead else 0)
+    next(cases)
+    assert second.wait(20 if ahead else 0.2) == ahead  # the first is still in use
+    assert len(list(cases)) == len(files) - 1
+    assert begun == [file for [file] in files]
 
 
 def test_logits_equal_a_plain_forward_pass_of_the_network() -> None:
