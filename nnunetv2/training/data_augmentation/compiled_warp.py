@@ -22,6 +22,12 @@ def rounded_to_half(value):
     return np.float32(np.rint(value / quantum) * quantum)
 
 
+@njit("int64(int64, float32)", cache=True, nogil=True)
+def is_above(low, up):
+    """Whether the voxel above is the nearest of a point with that weight; of two it is the even one."""
+    return (up > HALF) | ((up == HALF) & (low % 2 == 1))
+
+
 @njit("int16(int16[::1], float32[::1], int16, int64, boolean)", cache=True, nogil=True)
 def elected(neighbours, weights, nearest, outside, reaches_outside):
     """The label with the highest sum of weights among the voxels around a point; see ``affine_warp._elected``."""
@@ -54,10 +60,33 @@ def elected(neighbours, weights, nearest, outside, reaches_outside):
     return nearest if nearest_score == best else winner
 
 
+@njit("void(float32, float32[::1], int64, int64, int32[::1], float32[::1], float32[::1])", cache=True, nogil=True, error_model="numpy")
+def positions_along(offset, terms, voxels, first, low, up, down):
+    """Positions of a row of points along one axis of the volume.
+
+    Args:
+        offset: What all points of the row have in common.
+        terms: What each adds.
+        voxels: Of the volume along the axis.
+        first: First voxel that is there.
+        low: The voxel below each point, counted from ``first``, written.
+        up: Weight of the voxel above, written.
+        down: Weight of the voxel below, written.
+    """
+    half, whole, begin = np.float32(voxels / 2), np.float32(voxels), np.int32(first)
+    for k in range(low.size):
+        position = (((offset + terms[k]) / half + ONE) * whole - ONE) * HALF
+        floor = np.floor(position)
+        low[k] = np.int32(floor) - begin
+        up[k] = position - floor
+        down[k] = (floor + ONE) - position
+
+
 @njit(
     "void(float32[:,:,:,::1], int16[:,:,:,::1], int64[::1], int64[::1], float32[:,:,::1], float32[:,:,:,::1], int16[:,:,:,::1], int64, boolean)",
     cache=True,
     nogil=True,
+    error_model="numpy",
 )
 def warp_rows(image, labels, start, shape, terms, out_image, out_labels, outside, reaches_outside):
     """Fills image and labels of a patch.
@@ -75,88 +104,68 @@ def warp_rows(image, labels, start, shape, terms, out_image, out_labels, outside
     """
     channels, size_z, size_y, size_x = image.shape
     _, patch_z, patch_y, patch_x = out_image.shape
-    half_z, half_y, half_x = np.float32(shape[0] / 2), np.float32(shape[1] / 2), np.float32(shape[2] / 2)
-    voxels_z, voxels_y, voxels_x = np.float32(shape[0]), np.float32(shape[1]), np.float32(shape[2])
-    first_z, first_y, first_x = np.int32(start[0]), np.int32(start[1]), np.int32(start[2])
     flat_image = image.reshape(channels, size_z * size_y * size_x)
     flat_labels = labels.reshape(labels.shape[0], size_z * size_y * size_x)
-    down, back = size_x, size_y * size_x
-    steps = np.array((0, 1, down, down + 1, back, back + 1, back + down, back + down + 1), np.int32)
+    right, down, back = np.uint64(1), np.uint64(size_x), np.uint64(size_y * size_x)  # unsigned: never counted from the end
     # of one row of points
-    first = np.empty(patch_x, np.int32)  # the voxel at the lowest corner
-    corner_z, corner_y, corner_x = np.empty(patch_x, np.int32), np.empty(patch_x, np.int32), np.empty(patch_x, np.int32)
-    is_inside = np.empty(patch_x, np.bool_)
-    nearest = np.empty(patch_x, np.uint8)  # which corner
-    weights = np.empty((8, patch_x), np.float32)
+    low_z, low_y, low_x = np.empty(patch_x, np.int32), np.empty(patch_x, np.int32), np.empty(patch_x, np.int32)
+    up_z, up_y, up_x = np.empty(patch_x, np.float32), np.empty(patch_x, np.float32), np.empty(patch_x, np.float32)
+    down_z, down_y, down_x = np.empty(patch_x, np.float32), np.empty(patch_x, np.float32), np.empty(patch_x, np.float32)
     # of one point
-    around, weight = np.empty(8, np.int16), np.empty(8, np.float32)
-    for row in range(patch_z * patch_y):
-        plane, line = row // patch_y, row % patch_y
-        start_z = terms[0, 0, plane] + terms[0, 1, line]
-        start_y = terms[1, 0, plane] + terms[1, 1, line]
-        start_x = terms[2, 0, plane] + terms[2, 1, line]
-        are_inside = True
-        for k in range(patch_x):
-            along_z = (start_z + terms[0, 2, k]) / half_z + ONE
-            along_y = (start_y + terms[1, 2, k]) / half_y + ONE
-            along_x = (start_x + terms[2, 2, k]) / half_x + ONE
-            position_z = (along_z * voxels_z - ONE) * HALF
-            position_y = (along_y * voxels_y - ONE) * HALF
-            position_x = (along_x * voxels_x - ONE) * HALF
-            floor_z, floor_y, floor_x = np.floor(position_z), np.floor(position_y), np.floor(position_x)
-            up_z, up_y, up_x = position_z - floor_z, position_y - floor_y, position_x - floor_x
-            low_z, low_y, low_x = (floor_z + ONE) - position_z, (floor_y + ONE) - position_y, (floor_x + ONE) - position_x
-            z, y, x = np.int32(floor_z) - first_z, np.int32(floor_y) - first_y, np.int32(floor_x) - first_x
-            corner_z[k], corner_y[k], corner_x[k] = z, y, x
-            first[k] = (z * size_y + y) * size_x + x
-            inside = (z >= 0) & (z + 1 < size_z) & (y >= 0) & (y + 1 < size_y) & (x >= 0) & (x + 1 < size_x)
-            is_inside[k] = inside
-            are_inside &= inside
-            nearest[k] = 4 * (np.rint(position_z) > floor_z) + 2 * (np.rint(position_y) > floor_y) + (np.rint(position_x) > floor_x)
-            weights[0, k], weights[1, k] = low_x * low_y * low_z, up_x * low_y * low_z
-            weights[2, k], weights[3, k] = low_x * up_y * low_z, up_x * up_y * low_z
-            weights[4, k], weights[5, k] = low_x * low_y * up_z, up_x * low_y * up_z
-            weights[6, k], weights[7, k] = low_x * up_y * up_z, up_x * up_y * up_z
-        for channel in range(channels):
-            values = flat_image[channel]
-            target = out_image[channel, plane, line]
-            if are_inside:
-                for k in range(patch_x):
-                    at = first[k]
-                    value = values[at] * weights[0, k]
-                    value += values[at + 1] * weights[1, k]
-                    value += values[at + down] * weights[2, k]
-                    value += values[at + down + 1] * weights[3, k]
-                    value += values[at + back] * weights[4, k]
-                    value += values[at + back + 1] * weights[5, k]
-                    value += values[at + back + down] * weights[6, k]
-                    value += values[at + back + down + 1] * weights[7, k]
-                    target[k] = value
-            else:
-                for k in range(patch_x):
-                    value = ZERO
-                    for corner in range(8):
-                        z, y, x = corner_z[k] + corner // 4, corner_y[k] + corner // 2 % 2, corner_x[k] + corner % 2
-                        if 0 <= z < size_z and 0 <= y < size_y and 0 <= x < size_x:
-                            value += values[first[k] + steps[corner]] * weights[corner, k]
-                    target[k] = value
-        for channel in range(labels.shape[0]):
-            numbers = flat_labels[channel]
-            chosen = out_labels[channel, plane, line]
+    around, weights = np.empty(8, np.int16), np.empty(8, np.float32)
+    for plane in range(patch_z):
+        for line in range(patch_y):
+            positions_along(terms[0, 0, plane] + terms[0, 1, line], terms[0, 2], shape[0], start[0], low_z, up_z, down_z)
+            positions_along(terms[1, 0, plane] + terms[1, 1, line], terms[1, 2], shape[1], start[1], low_y, up_y, down_y)
+            positions_along(terms[2, 0, plane] + terms[2, 1, line], terms[2, 2], shape[2], start[2], low_x, up_x, down_x)
             for k in range(patch_x):
-                at = first[k]
-                if is_inside[k]:
-                    label = numbers[at]
-                    agree = (numbers[at + 1] == label) & (numbers[at + down] == label) & (numbers[at + down + 1] == label)
-                    agree &= (numbers[at + back] == label) & (numbers[at + back + 1] == label)
-                    agree &= (numbers[at + back + down] == label) & (numbers[at + back + down + 1] == label)
+                z, y, x = low_z[k], low_y[k], low_x[k]
+                is_inside = (z >= 0) & (z + 1 < size_z) & (y >= 0) & (y + 1 < size_y) & (x >= 0) & (x + 1 < size_x)
+                near_near, near_far = down_x[k] * down_y[k], up_x[k] * down_y[k]
+                far_near, far_far = down_x[k] * up_y[k], up_x[k] * up_y[k]
+                agree = False
+                if is_inside:
+                    at = np.uint64((z * size_y + y) * size_x + x)
+                    for channel in range(channels):
+                        values = flat_image[channel]
+                        value = values[at] * (near_near * down_z[k])
+                        value += values[at + right] * (near_far * down_z[k])
+                        value += values[at + down] * (far_near * down_z[k])
+                        value += values[at + down + right] * (far_far * down_z[k])
+                        value += values[at + back] * (near_near * up_z[k])
+                        value += values[at + back + right] * (near_far * up_z[k])
+                        value += values[at + back + down] * (far_near * up_z[k])
+                        value += values[at + back + down + right] * (far_far * up_z[k])
+                        out_image[channel, plane, line, k] = value
+                    agree = True
+                    for channel in range(labels.shape[0]):
+                        numbers = flat_labels[channel]
+                        label = numbers[at]
+                        same = (numbers[at + right] == label) & (numbers[at + down] == label) & (numbers[at + down + right] == label)
+                        same &= (numbers[at + back] == label) & (numbers[at + back + right] == label)
+                        same &= (numbers[at + back + down] == label) & (numbers[at + back + down + right] == label)
+                        out_labels[channel, plane, line, k] = label
+                        agree &= same
                     if agree:
-                        chosen[k] = label
                         continue
-                for corner in range(8):
-                    z, y, x = corner_z[k] + corner // 4, corner_y[k] + corner // 2 % 2, corner_x[k] + corner % 2
-                    around[corner] = outside
-                    if 0 <= z < size_z and 0 <= y < size_y and 0 <= x < size_x:
-                        around[corner] = numbers[at + steps[corner]]
-                    weight[corner] = weights[corner, k]
-                chosen[k] = elected(around, weight, around[nearest[k]], outside, reaches_outside)
+                # A point at the border or between labels.
+                weights[0], weights[1] = near_near * down_z[k], near_far * down_z[k]
+                weights[2], weights[3] = far_near * down_z[k], far_far * down_z[k]
+                weights[4], weights[5] = near_near * up_z[k], near_far * up_z[k]
+                weights[6], weights[7] = far_near * up_z[k], far_far * up_z[k]
+                if not is_inside:
+                    for channel in range(channels):
+                        value = ZERO
+                        for corner in range(8):
+                            voxel_z, voxel_y, voxel_x = z + corner // 4, y + corner // 2 % 2, x + corner % 2
+                            if 0 <= voxel_z < size_z and 0 <= voxel_y < size_y and 0 <= voxel_x < size_x:
+                                value += image[channel, voxel_z, voxel_y, voxel_x] * weights[corner]
+                        out_image[channel, plane, line, k] = value
+                nearest = 4 * is_above(z + start[0], up_z[k]) + 2 * is_above(y + start[1], up_y[k]) + is_above(x + start[2], up_x[k])
+                for channel in range(labels.shape[0]):
+                    for corner in range(8):
+                        voxel_z, voxel_y, voxel_x = z + corner // 4, y + corner // 2 % 2, x + corner % 2
+                        around[corner] = outside
+                        if 0 <= voxel_z < size_z and 0 <= voxel_y < size_y and 0 <= voxel_x < size_x:
+                            around[corner] = labels[channel, voxel_z, voxel_y, voxel_x]
+                    out_labels[channel, plane, line, k] = elected(around, weights, around[nearest], outside, reaches_outside)

@@ -101,16 +101,23 @@ class FastGammaTransform(GammaTransform):
             if inverts:
                 values.neg_()
             if retains:
-                deviation, mean = torch.std_mean(values)
+                mean, deviation = mean_and_deviation(values)
             lowest, highest = values.aminmax()
             spread = (highest - lowest).clamp_(min=SMALLEST_RANGE)
             values.sub_(lowest).div_(spread).pow_(gamma).mul_(spread).add_(lowest)
             if retains:
-                new_deviation, new_mean = torch.std_mean(values)
+                new_mean, new_deviation = mean_and_deviation(values)
                 values.sub_(new_mean).mul_(deviation / new_deviation.clamp_(min=SMALLEST_RANGE)).add_(mean)
             if inverts:
                 values.neg_()
         return img
+
+
+def mean_and_deviation(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation (of n - 1), several times faster on a processor than ``torch.std_mean``."""
+    mean = values.mean()
+    variance = (values - mean).square_().mean()
+    return mean, (variance * (values.numel() / max(1, values.numel() - 1))).sqrt_()
 
 
 def gaussian_kernel(sigma: float) -> list[float]:

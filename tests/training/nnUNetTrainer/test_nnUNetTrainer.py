@@ -397,3 +397,30 @@ def test_a_loss_that_is_no_number_leaves_the_weights_alone(tiny_training: Folder
     trainer.train_step(batch)
     assert same(before, weights(trainer))
     assert str(batch["keys"][0]) in capsys.readouterr().out
+
+
+def test_images_augmented_on_the_device_are_the_same_up_to_rounding(tiny_training: Folders, monkeypatch) -> None:
+    class OnTheDevice(nnUNetTrainer):
+        def augmentation_device(self, transforms: Any, num_workers: int) -> torch.device:
+            return CPU
+
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")
+    batches = []
+    for trainer_class in (nnUNetTrainer, OnTheDevice):
+        trainer = plain_trainer(tiny_training, trainer_class)
+        trainer.initialize()
+        trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()
+        batches.append([next(trainer.dataloader_train) for _ in range(4)])
+        assert "loss" in trainer.train_step(batches[-1][0])
+        trainer.stop_dataloaders()
+    for usual, later in zip(*batches):
+        assert same(usual["target"], later["target"]) and list(usual["keys"]) == list(later["keys"])
+        torch.testing.assert_close(later["data"], usual["data"], rtol=1e-4, atol=1e-4)
+
+
+def test_a_gpu_that_is_not_used_cannot_augment(tiny_training: Folders, monkeypatch) -> None:
+    monkeypatch.setenv("nnUNet_augmentation_device", "cuda")
+    trainer = plain_trainer(tiny_training)
+    trainer.initialize()
+    with pytest.raises(ValueError, match="runs on cpu"):
+        trainer.get_dataloaders()
