@@ -182,10 +182,11 @@ def damage_record(planned: Path, raw: Path) -> None:
 def test_a_case_whose_files_changed_is_made_again(planned: Path, nnunet_folders, change) -> None:
     preprocess_dataset(7, configurations=["2d"], num_processes=1, show_progress_bar=False)
     folder = planned / "nnUNetPlans_2d"
-    before = stored_at(folder)
+    before, content = stored_at(folder), {path.name: path.read_bytes() for path in folder.iterdir()}
     change(planned, nnunet_folders["raw"] / DATASET)
     preprocess_dataset(7, configurations=["2d"], num_processes=1, show_progress_bar=False)
     assert made_again(folder, before) == {"case_001"}
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == content
 
 
 def change_spacing(planned: Path) -> None:
