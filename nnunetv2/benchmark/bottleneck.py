@@ -19,6 +19,7 @@ DISK_SHARE = 0.5
 LOW_MEMORY_BYTES = 2 * 1000**3
 DEVICE_NEARLY_FULL = 0.9
 DEVICE_HALF_EMPTY = 0.5
+NAME_WIDTH = 52  # of the table's first column
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def report_lines(speed: TrainingSpeed, bottleneck: Bottleneck) -> list[str]:
         f"{speed.dataset} {speed.configuration}, {speed.trainer}, {speed.plans}: batches of {speed.batch_size} patches of {size} voxels",
         f"{speed.cpus} CPUs may be used, {speed.workers} loading processes, network on {speed.device}",
         "",
-        f"{'':44}{'ms per batch':>14}{'batches per s':>15}",
+        f"{'':{NAME_WIDTH}}{'ms per batch':>14}{'batches per s':>15}",
     ]
     reading = "reading, one process"
     parts: Sequence[tuple[str, float | None]] = (
@@ -70,7 +71,7 @@ def report_lines(speed: TrainingSpeed, bottleneck: Bottleneck) -> list[str]:
     for name, seconds in parts:
         if seconds is not None:
             rate = f"{1 / seconds:>15.2f}" if seconds else f"{'-':>15}"
-            lines.append(f"{name:<44}{1000 * seconds:>14.1f}{rate}")
+            lines.append(f"{name:<{NAME_WIDTH}}{1000 * seconds:>14.1f}{rate}")
     lines += ["", f"Waiting for data: {100 * speed.wait_seconds / speed.iteration_seconds:.0f} % of the time."]
     lines.append(f"An epoch takes about {speed.epoch_seconds:.0f} s ({speed.iterations_per_epoch} iterations and validation).")
     lines += _memory_lines(speed)
@@ -109,11 +110,10 @@ def _network(speed: TrainingSpeed) -> Bottleneck:
             advice.append(
                 "the GPU's memory is half empty: larger plans would fit (nnUNetPlannerResEncM, L, XL), which are slower but mostly better"
             )
-    idle = speed.workers - workers_needed(speed)
-    if idle > 0:
-        advice.append(
-            f"{workers_needed(speed)} loading processes would do (nnUNet_n_proc_DA={workers_needed(speed)}), which leaves CPUs for other trainings"
-        )
+    needed = workers_needed(speed)
+    if needed < speed.workers:
+        counted = "1 loading process" if needed == 1 else f"{needed} loading processes"
+        advice.append(f"{counted} would do (nnUNet_n_proc_DA={needed}), which leaves CPUs for other trainings")
     return Bottleneck("network", "Data arrive faster than the network takes them.", tuple(advice))
 
 
