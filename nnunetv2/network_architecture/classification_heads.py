@@ -344,6 +344,10 @@ class CaseHead(nn.Module):
             return linear
         return torch.lerp(linear, class_shares(task, self.trees(self.measures_of(vectors))), self.tree_share)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        # Half of the vote was what trees had before it was stored.
+        super()._load_from_state_dict({f"{prefix}tree_share": torch.tensor(0.5), **state_dict}, prefix, *args)
+
     def set_trees(self, trees: TreeEnsemble) -> None:
         """Have ``trees``, grown on :meth:`measures_of`, vote too."""
         self.trees = trees

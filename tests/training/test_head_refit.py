@@ -285,6 +285,8 @@ def test_trees_vote_beside_the_linear_layer_on_what_it_cannot_tell_apart(task: d
     copy = CaseHead(HeadDescription.from_dict(head.description.task, head.description.to_dict()), [4])
     copy.load_state_dict(head.state_dict())
     assert torch.equal(copy.case_probabilities(inputs), both)
+    copy.load_state_dict({name: tensor for name, tensor in head.state_dict().items() if name != "tree_share"})  # older
+    assert torch.equal(copy.case_probabilities(inputs), both)
 
 
 def votes_of_two(share_of_noise: float) -> tuple[CaseHead, np.ndarray, list[int]]:
