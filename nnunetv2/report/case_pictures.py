@@ -330,8 +330,10 @@ def _render(
         # A border of background, so that outlines close at the edge of the picture.
         closed = np.pad(mask.astype(float), 1)
         grid = np.arange(-1, columns + 1), np.arange(-1, rows + 1)
-        contours = axes.contour(*grid, closed, levels=[0.5], colors=[colours[name]], **style)
-        contours.set(path_effects=[withStroke(linewidth=3.4, foreground="#000000b0")])
+        before = len(axes.collections)
+        axes.contour(*grid, closed, levels=[0.5], colors=[colours[name]], **style)
+        for lines in axes.collections[before:]:  # before matplotlib 3.8 the contours themselves are no artist
+            lines.set(path_effects=[withStroke(linewidth=3.4, foreground="#000000b0")])
     axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
     if view.letters is not None:
         stroke = [withStroke(linewidth=2, foreground="black")]
