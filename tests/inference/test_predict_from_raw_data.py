@@ -154,6 +154,19 @@ def test_logits_equal_a_plain_forward_pass_of_the_network() -> None:
         torch.testing.assert_close(predictor.predict_sliding_window_return_logits(data), network(data[None])[0], atol=1e-4, rtol=1e-4)
 
 
+def test_a_network_that_is_ready_is_not_moved_again_and_parts_in_training_are_noticed(model, monkeypatch) -> None:
+    predictor = predictor_of(model)
+    image = torch.zeros(1, 16, 16, 16)
+    expected = predictor.predict_sliding_window_return_logits(image)
+    moved = []
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *arguments: moved.append(self) or self)
+    part = list(predictor.network.modules())[-1]
+    part.train()
+    torch.testing.assert_close(predictor.predict_sliding_window_return_logits(image), expected, rtol=0, atol=0)
+    assert not part.training
+    assert not moved
+
+
 def test_mirrored_logits_are_the_mean_over_all_flips() -> None:
     content, dataset = plans(), dataset_json()
     network = random_network(content, dataset, seed=3).eval()

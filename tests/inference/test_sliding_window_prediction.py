@@ -120,3 +120,13 @@ def test_half_accumulation_is_off_unless_asked_for(monkeypatch) -> None:
     assert half_accumulation_requested()
     monkeypatch.setenv("nnUNet_half_accumulation", "0")
     assert not half_accumulation_requested()
+
+
+@pytest.mark.parametrize(("value", "finite"), [(float("nan"), False), (float("inf"), False), (3e38, True)])
+def test_results_that_are_no_numbers_are_noticed_and_large_ones_are_not(value, finite) -> None:
+    accumulator = TileAccumulator(2, (4, 4, 4), None)
+    logits = torch.zeros(2, 4, 4, 4)
+    logits[1, :2] = value  # the sum of all is infinite in each case
+    accumulator.add(logits, (slice(None), slice(0, 4), slice(0, 4), slice(0, 4)))
+    accumulator.result()
+    assert accumulator.is_finite == finite
