@@ -142,8 +142,8 @@ def blur_along(values: torch.Tensor, axis: int, kernel: Sequence[float]) -> None
     if reach == 0:
         return
     period = max(1, 2 * (n - 1))
-    mirrored = [min(i % period, period - i % period) for i in range(-reach, n + reach)] if n > 1 else [0] * (n + 2 * reach)
-    places = torch.tensor(mirrored, device=values.device)
+    places = torch.arange(-reach, n + reach, device=values.device) % period  # made there: nothing waits for a copy
+    places = torch.minimum(places, period - places)
     across = 1 if axis == 0 and values.ndim > 1 else 0
     step = values.shape[across]
     if values.device.type == "cpu" and across != axis:

@@ -28,6 +28,7 @@ def test_a_difference_is_found_and_equality_is_not_one() -> None:
     theirs = {f"figure {i}": rng.normal(0.6 * (i == 7), size=400).tolist() for i in range(50)}
     found, tests = distributions.differences(ours, theirs)
     assert tests == 50 and [line.split(":")[0] for line in found] == ["figure 7"]
+    assert distributions.differences({"constant": [2.0] * 300}, {"constant": [2.0 + 1e-7] * 300}) == ([], 1)
     with pytest.raises(ValueError, match="figure 49"):
         distributions.differences(ours, dict(list(theirs.items())[:-1]))
 
