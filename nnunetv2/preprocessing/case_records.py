@@ -28,6 +28,7 @@ from nnunetv2.utilities.json_export import json_ready
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 ENDINGS = (".b2nd", "_seg.b2nd", ".pkl")
+ARRAYS = (".b2nd", "_seg.b2nd")  # of ENDINGS, those that no other way of storing cases has
 PACKAGE = Path(nnunetv2.__file__).parent
 # Of this package: whatever a case passes through between its raw files and the preprocessed ones.
 CODE_OF_PREPROCESSING = ("preprocessing", "imageio", "utilities/label_handling/label_handling.py")
@@ -56,9 +57,9 @@ class CaseRecord:
             return False
         return found == self._content() if isinstance(found, dict) else False
 
-    def has_files(self) -> bool:
-        """Whether any of the files that a case usually has is there."""
-        return any(os.path.exists(self.output_truncated + ending) for ending in ENDINGS)
+    def has_arrays(self) -> bool:
+        """Whether an array is there as this package stores it. Properties alone say nothing: a user's arrays may lie beside them."""
+        return any(os.path.exists(self.output_truncated + ending) for ending in ARRAYS)
 
     def remove(self) -> None:
         """Before the case is written: one that is half replaced has no record."""
@@ -72,7 +73,7 @@ class CaseRecord:
         """
         content = self._content()
         if content["outputs"] is None:
-            if not self.has_files():
+            if not self.has_arrays():
                 return
             raise FileNotFoundError(
                 f"{self.output_truncated}: the files that were just written are gone. Another program changes this folder at the same "

@@ -69,19 +69,22 @@ def record(tmp_path: Path) -> CaseRecord:
     return CaseRecord(str(tmp_path / "case.json"), str(tmp_path / "case"), "settings", file_states([str(tmp_path / "image")]))
 
 
-def test_a_case_that_is_stored_otherwise_has_no_record(tmp_path: Path) -> None:
+@pytest.mark.parametrize("endings", [[], [".npz", ".pkl"]])
+def test_a_case_that_is_stored_otherwise_has_no_record(tmp_path: Path, endings: list[str]) -> None:
     own = record(tmp_path)
+    for ending in endings:
+        (tmp_path / f"case{ending}").write_text("stored")
     own.write()
     assert not own.is_current() and not Path(own.file).exists()
 
 
 def test_a_case_that_lost_a_file_is_an_error_and_a_whole_one_is_current(tmp_path: Path) -> None:
     own = record(tmp_path)
-    (tmp_path / "case.pkl").write_text("properties")
+    (tmp_path / "case_seg.b2nd").write_text("array")
     with pytest.raises(FileNotFoundError, match="Another program"):
         own.write()
-    for ending in (".b2nd", "_seg.b2nd"):
-        (tmp_path / f"case{ending}").write_text("array")
+    for ending in (".b2nd", ".pkl"):
+        (tmp_path / f"case{ending}").write_text("stored")
     own.write()
     assert own.is_current()
     own.remove()
