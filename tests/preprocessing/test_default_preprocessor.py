@@ -248,8 +248,9 @@ def write_image(array: np.ndarray, path: Path) -> None:
     sitk.WriteImage(image, str(path))
 
 
-def run_dataset(num_processes: int = 1) -> None:
+def run_dataset(num_processes: int = 1, num_parts: int = 1, part_id: int = 0) -> None:
     preprocessor = DefaultPreprocessor(verbose=False)
+    preprocessor.num_parts, preprocessor.part_id = num_parts, part_id
     preprocessor.show_progress_bar = False
     preprocessor.run(1, "3d_fullres", "nnUNetPlans", num_processes)
 
@@ -279,6 +280,15 @@ class TestDataset:
             (folder / name).touch()
         run_dataset()
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+    def test_a_part_of_several_removes_no_files_of_other_parts(self, raw_dataset: Path) -> None:
+        folder = raw_dataset / "nnUNetPlans_3d_fullres"
+        folder.mkdir()
+        at_work = {"case_0.npz", "case_0.pkl", "case_0_weights.npz", ".tmp-1-a-case_2.b2nd"}
+        for name in (*at_work, "gone.npz", "gone.b2nd", "case_0_of_old.b2nd"):
+            (folder / name).touch()
+        run_dataset(num_parts=2, part_id=1)
+        assert {path.name for path in folder.iterdir()} == at_work | {"case_1.b2nd", "case_1_seg.b2nd", "case_1.pkl"}
 
     def test_a_broken_case_is_named_and_the_others_are_finished(self, raw_dataset: Path, nnunet_folders: dict[str, Path]) -> None:
         run_dataset()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from os.path import join
 from typing import Any
@@ -39,6 +39,7 @@ LabelOrRegion = int | tuple[int, ...]
 LOCATIONS_SEED = 1234  # nnU-Net's
 MIN_LOCATIONS, MIN_LOCATION_SHARE = 10000, 0.01  # of each class: so many voxels, and at least this share of them
 STORED_LABELS = np.iinfo(np.int16)
+UNPACKED = (".npz", ".npy")  # arrays as older versions store them, and preprocessors of users
 
 
 class DefaultPreprocessor:
@@ -267,7 +268,7 @@ class DefaultPreprocessor:
 
         output_folder = join(preprocessed_folder, configuration_manager.data_identifier)
         os.makedirs(output_folder, exist_ok=True)
-        _remove_other_files(output_folder, dataset, with_remains=self.num_parts == 1)
+        _remove_other_files(output_folder, dataset, is_alone=self.num_parts == 1)
         prepare_records(output_folder, dataset)
         records = records_of_cases(self, output_folder, dataset, plans_manager, configuration_manager, dataset_json)
         identifiers = list(dataset)[self.part_id :: self.num_parts]
@@ -373,11 +374,18 @@ def _voxels_by_label(seg: np.ndarray, labels: Sequence[int]) -> dict[int, np.nda
     return {label: flat[start:end] for label, start, end in zip(labels, starts, ends, strict=True)}
 
 
-def _remove_other_files(folder: str, dataset: dict[str, Any], *, with_remains: bool) -> None:
-    """Remove cases that the dataset no longer has and unpacked files; remains of an interrupted run too if no other one is at work."""
-    kept = {f"{i}{ending}" for i in dataset for ending in ENDINGS}
+def _remove_other_files(folder: str, identifiers: Collection[str], *, is_alone: bool) -> None:
+    """Remove cases that the dataset no longer has, unpacked files, and what an interrupted run left over.
+
+    If this run is not alone, others may write at this moment, and unpacked files of a case may be what a preprocessor of the user
+    has just stored; both stay.
+    """
+    usual = {f"{identifier}{ending}" for identifier in identifiers for ending in ENDINGS}
+    of_cases = tuple(f"{identifier}{end}" for identifier in identifiers for end in "._")
     for entry in os.scandir(folder):
-        if entry.name.startswith(TEMPORARY_PREFIX) and not with_remains:
+        is_unpacked = entry.name.endswith(UNPACKED)
+        if entry.name in usual or not (is_unpacked or entry.name.endswith((".b2nd", ".pkl"))) or not entry.is_file():
             continue
-        if entry.is_file() and entry.name not in kept and entry.name.endswith((".b2nd", ".pkl", ".npz", ".npy")):
+        of_others = entry.name.startswith(TEMPORARY_PREFIX) or (is_unpacked and entry.name.startswith(of_cases))
+        if is_alone or not of_others:
             os.unlink(entry.path)
