@@ -275,8 +275,10 @@ def preprocess_configuration(
     preprocessor.run(dataset_name, configuration, plans_identifier, num_processes=num_processes)
     missing = _cases_of_other_parts(preprocessor, dataset_name, plans_manager, configuration_manager) if preprocessor.num_parts > 1 else 0
     if missing:
+        # The folder is noted as incomplete already; another part may have completed it since it was looked at, and said so.
         print(f"Part {preprocessor.part_id} of {preprocessor.num_parts} is done; {missing} cases of other parts are not there yet.")
-    write_settings(preprocessed_folder, configuration_manager, settings, is_complete=not missing)
+    else:
+        write_settings(preprocessed_folder, configuration_manager, settings, is_complete=True)
 
 
 def _cases_of_other_parts(

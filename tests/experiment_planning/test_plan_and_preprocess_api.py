@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from tiny_datasets import SUBTYPE, write_tiny_dataset
 
+from nnunetv2.experiment_planning import plan_and_preprocess_api
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 from nnunetv2.experiment_planning.plan_and_preprocess_api import (
     default_processes,
@@ -248,3 +249,19 @@ def test_parts_share_the_cases_and_the_last_one_completes_the_folder(planned: Pa
     assert json.loads(settings.read_text())["complete"]
     with pytest.raises(ValueError, match="part_id is 2 and num_parts 2"):
         preprocess_dataset(7, part_id=2, **options)
+
+
+def test_parts_that_end_together_complete_the_folder(planned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"configurations": ["2d"], "num_processes": 1, "show_progress_bar": False, "num_parts": 2}
+    look = plan_and_preprocess_api._cases_of_other_parts
+
+    def look_before_the_other_part_ends(*arguments) -> int:
+        missing = look(*arguments)
+        patch.undo()
+        preprocess_dataset(7, part_id=1, **options)
+        return missing
+
+    with monkeypatch.context() as patch:
+        patch.setattr(plan_and_preprocess_api, "_cases_of_other_parts", look_before_the_other_part_ends)
+        preprocess_dataset(7, part_id=0, **options)
+    assert json.loads((planned / "nnUNetPlans_2d.settings.json").read_text())["complete"]
