@@ -284,13 +284,16 @@ def preprocess_configuration(
 def _cases_of_other_parts(
     preprocessor: DefaultPreprocessor, dataset_name: str, plans_manager: PlansManager, configuration_manager: ConfigurationManager
 ) -> int:
-    """How many cases of the dataset are not preprocessed with the present settings."""
+    """How many cases of the dataset are not preprocessed with the present settings; to be called when a part has ended."""
     preprocessed_folder = os.path.join(nnUNet_preprocessed, dataset_name)
     dataset_json = load_json(os.path.join(preprocessed_folder, "dataset.json"))
     dataset = get_filenames_of_train_images_and_targets(os.path.join(nnUNet_raw, dataset_name), dataset_json)
     output_folder = os.path.join(preprocessed_folder, configuration_manager.data_identifier)
     records = records_of_cases(preprocessor, output_folder, dataset, plans_manager, configuration_manager, dataset_json)
-    return sum(not record.is_current() for record in records.values())
+    own = list(records.values())[preprocessor.part_id :: preprocessor.num_parts]
+    if own and not any(record.is_made() for record in own):
+        return 0  # a run() of the user's own, which knows neither records nor parts, has made all cases
+    return sum(not record.is_made() for record in records.values())
 
 
 def processes_by_configuration(configurations: Sequence[str], num_processes: int | Sequence[int]) -> dict[str, int]:

@@ -2,7 +2,8 @@
 
 With these records preprocessing goes on where it was interrupted, and takes up new and changed cases alone. A case is kept only if
 everything that decides what it looks like is as it was: its raw files (path, size, time of change), the settings in plans and
-dataset.json, the code, and the files that were written. Whatever cannot be told counts as changed.
+dataset.json, the code, and the files that were written. Whatever cannot be told counts as changed, and the case is made again; that
+it was made is noted all the same, so that runs which share the cases know when all are there.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import importlib.metadata
 import inspect
 import json
 import os
-import secrets
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,14 +48,18 @@ class CaseRecord:
     output_truncated: str
     settings: str  # digest
     inputs: list[FileState]
+    is_code_known: bool = True  # else changes of the code are not seen
 
     def is_current(self) -> bool:
-        """Whether the preprocessed case is there and nothing has changed since."""
+        """Whether the preprocessed case is there, and surely nothing has changed since."""
+        return self.is_code_known and self._outputs() is not None and self.is_made()
+
+    def is_made(self) -> bool:
+        """Whether the case was made and, as far as can be told, nothing has changed since."""
         try:
-            found = load_json(self.file)
+            return load_json(self.file) == self._content()
         except (FileNotFoundError, ValueError):
             return False
-        return found == self._content() if isinstance(found, dict) else False
 
     def has_arrays(self) -> bool:
         """Whether an array is there as this package stores it. Properties alone say nothing: a user's arrays may lie beside them."""
@@ -66,15 +70,13 @@ class CaseRecord:
         Path(self.file).unlink(missing_ok=True)
 
     def write(self) -> None:
-        """After the case is written. One that a preprocessor of the user stores in other files gets no record, and is made every time.
+        """After the case is written. One that a preprocessor of the user stores in other files is never current, only made.
 
         Raises:
             FileNotFoundError: If some of its files are gone; another program works in the same folder.
         """
         content = self._content()
-        if content["outputs"] is None:
-            if not self.has_arrays():
-                return
+        if content["outputs"] is None and self.has_arrays():
             raise FileNotFoundError(
                 f"{self.output_truncated}: the files that were just written are gone. Another program changes this folder at the same "
                 "time; let it end and run the command again."
@@ -82,7 +84,11 @@ class CaseRecord:
         save_json(content, self.file, indent=None)
 
     def _content(self) -> dict[str, Any]:
-        return {"settings": self.settings, "inputs": self.inputs, "outputs": file_states([self.output_truncated + e for e in ENDINGS])}
+        return {"settings": self.settings, "inputs": self.inputs, "outputs": self._outputs()}
+
+    def _outputs(self) -> list[FileState] | None:
+        """None where the case is not stored as this package does."""
+        return file_states([self.output_truncated + ending for ending in ENDINGS])
 
 
 def records_folder(output_folder: str) -> str:
@@ -100,12 +106,14 @@ def records_of_cases(
 ) -> dict[str, CaseRecord]:
     """The record that every case should have, by identifier. The raw files are looked at now: call it before they are read."""
     settings = settings_digest(preprocessor, plans_manager, configuration_manager, dataset_json)
+    is_code_known = code_digest(*_code_used(preprocessor, plans_manager, configuration_manager)) is not None
     return {
         identifier: CaseRecord(
             file=os.path.join(records_folder(output_folder), f"{identifier}.json"),
             output_truncated=os.path.join(output_folder, identifier),
             settings=settings,
             inputs=file_states([*case["images"], case["label"]]) or [],
+            is_code_known=is_code_known,
         )
         for identifier, case in dataset.items()
     }
@@ -144,22 +152,27 @@ def settings_digest(
     content = {
         "settings": settings,
         "dataset": {key: value for key, value in dataset_json.items() if key not in DESCRIPTIVE_KEYS},
-        "code": code_digest(
-            type(preprocessor),
-            plans_manager.image_reader_writer_class,
-            plans_manager.label_manager_class,
-            configuration_manager.resampling_fn_data,
-            configuration_manager.resampling_fn_seg,
-        ),
+        "code": code_digest(*_code_used(preprocessor, plans_manager, configuration_manager)),
     }
     return hashlib.sha256(json.dumps(json_ready(content), sort_keys=True).encode()).hexdigest()
 
 
-def code_digest(*used: Any) -> str:
+def _code_used(preprocessor: Any, plans_manager: PlansManager, configuration_manager: ConfigurationManager) -> list[Any]:
+    """Classes and functions that plans may take from a user's code."""
+    return [
+        type(preprocessor),
+        plans_manager.image_reader_writer_class,
+        plans_manager.label_manager_class,
+        configuration_manager.resampling_fn_data,
+        configuration_manager.resampling_fn_seg,
+    ]
+
+
+def code_digest(*used: Any) -> str | None:
     """Digest of the package's code, the versions of libraries, and the files that define `used` (classes and functions).
 
-    Beside a file of the user his other modules in the same folder count as well, because it may import them. Code without a file,
-    from a notebook, counts as changed every time.
+    Beside a file of the user his other modules in the same folder count as well, because it may import them. None if some code has no
+    file, as in a notebook.
     """
     digest = hashlib.sha256(_package_digest().encode())
     for thing in used:
@@ -167,8 +180,11 @@ def code_digest(*used: Any) -> str:
         for definition in inspect.getmro(thing) if isinstance(thing, type) else (thing,):
             if _is_own(definition) or definition.__module__.split(".")[0] in sys.stdlib_module_names:
                 continue
+            digest_of_file = _digest_of_foreign(definition)
+            if digest_of_file is None:
+                return None
             digest.update(f"{definition.__module__}.{definition.__qualname__}".encode())
-            digest.update(_digest_of_foreign(definition).encode())
+            digest.update(digest_of_file.encode())
     return digest.hexdigest()
 
 
@@ -184,12 +200,12 @@ def _is_own(definition: Any) -> bool:
         return False
 
 
-def _digest_of_foreign(definition: Any) -> str:
+def _digest_of_foreign(definition: Any) -> str | None:
     try:
         file = Path(inspect.getfile(definition))
         return _digest_of_files(sorted(file.parent.glob("*.py")) if file.suffix == ".py" else [file])
     except (TypeError, OSError):
-        return secrets.token_hex()
+        return None
 
 
 @cache

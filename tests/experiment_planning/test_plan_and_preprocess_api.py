@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny_datasets import SUBTYPE, write_tiny_dataset
 
@@ -15,8 +16,13 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import (
     default_processes,
     plan_experiments,
     preprocess,
+    preprocess_configuration,
     preprocess_dataset,
 )
+from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.utilities.file_io import save_pickle
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 DATASET = "Dataset007_Tiny"
 
@@ -265,3 +271,43 @@ def test_parts_that_end_together_complete_the_folder(planned: Path, monkeypatch:
         patch.setattr(plan_and_preprocess_api, "_cases_of_other_parts", look_before_the_other_part_ends)
         preprocess_dataset(7, part_id=0, **options)
     assert json.loads((planned / "nnUNetPlans_2d.settings.json").read_text())["complete"]
+
+
+class StoresUnpacked(DefaultPreprocessor):
+    """Of the user, for the format of older versions."""
+
+    def run_case_save(self, output_filename_truncated, image_files, seg_file, *settings) -> None:
+        data, seg, properties = self.run_case(image_files, seg_file, *settings)
+        np.savez_compressed(output_filename_truncated + ".npz", data=data, seg=seg)
+        save_pickle(properties, output_filename_truncated + ".pkl")
+
+
+class RunsByItself(StoresUnpacked):
+    """Makes all cases, without parts and records."""
+
+    def run(self, dataset_name_or_id, configuration_name, plans_identifier, num_processes) -> None:
+        folder = Path(nnUNet_preprocessed, DATASET, "nnUNetPlans_2d")
+        folder.mkdir(exist_ok=True)
+        for case in ALL_CASES:
+            (folder / f"{case}.npz").touch()
+
+
+class FromNotebook(DefaultPreprocessor):
+    """Its code cannot be looked at."""
+
+
+FromNotebook.__module__ = "nowhere"
+
+
+@pytest.mark.parametrize(
+    ("kind", "complete_after"), [(StoresUnpacked, [False, True]), (FromNotebook, [False, True]), (RunsByItself, [True, True])]
+)
+def test_parts_of_a_users_preprocessor_complete_the_folder(planned: Path, kind: type[DefaultPreprocessor], complete_after) -> None:
+    complete = []
+    for part in range(2):
+        preprocessor = kind(verbose=False)
+        preprocessor.show_progress_bar, preprocessor.num_parts, preprocessor.part_id = False, 2, part
+        preprocess_configuration(preprocessor, DATASET, PlansManager(planned / "nnUNetPlans.json"), "nnUNetPlans", "2d", 1)
+        complete.append(json.loads((planned / "nnUNetPlans_2d.settings.json").read_text())["complete"])
+    assert complete == complete_after
+    assert {path.name.split(".")[0].removesuffix("_seg") for path in (planned / "nnUNetPlans_2d").iterdir()} == ALL_CASES

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
 import pytest
 from tiny_models import dataset_json, plans
 
-from nnunetv2.preprocessing.case_records import CaseRecord, code_digest, file_states, settings_digest
+from nnunetv2.preprocessing.case_records import ENDINGS, CaseRecord, code_digest, file_states, records_of_cases, settings_digest
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -59,9 +60,20 @@ def test_changes_of_the_users_code_and_of_what_lies_beside_it_are_seen(tmp_path:
     del sys.modules["own_reader"]
 
 
-def test_code_without_a_file_counts_as_changed() -> None:
-    made_by_hand = type("Made", (), {"__module__": "nowhere"})
-    assert code_digest(made_by_hand) != code_digest(made_by_hand)
+def test_of_code_without_a_file_changes_are_not_seen(tmp_path: Path) -> None:
+    made_by_hand = type("Made", (DefaultPreprocessor,), {"__module__": "nowhere"})
+    assert code_digest(made_by_hand) is None
+    manager = PlansManager(plans())
+    files = {"images": [str(tmp_path / "image")], "label": str(tmp_path / "image")}
+    (tmp_path / "image").write_text("voxels")
+    for ending in ENDINGS:
+        (tmp_path / f"case{ending}").write_text("stored")
+    own = records_of_cases(
+        made_by_hand(), str(tmp_path), {"case": files}, manager, manager.get_configuration("3d_fullres"), dataset_json()
+    )["case"]
+    Path(own.file).parent.mkdir()
+    own.write()
+    assert own.is_made() and not own.is_current()
 
 
 def record(tmp_path: Path) -> CaseRecord:
@@ -70,12 +82,14 @@ def record(tmp_path: Path) -> CaseRecord:
 
 
 @pytest.mark.parametrize("endings", [[], [".npz", ".pkl"]])
-def test_a_case_that_is_stored_otherwise_has_no_record(tmp_path: Path, endings: list[str]) -> None:
+def test_a_case_that_is_stored_otherwise_is_made_but_never_current(tmp_path: Path, endings: list[str]) -> None:
     own = record(tmp_path)
     for ending in endings:
         (tmp_path / f"case{ending}").write_text("stored")
     own.write()
-    assert not own.is_current() and not Path(own.file).exists()
+    assert own.is_made() and not own.is_current()
+    (tmp_path / "image").write_text("other voxels")
+    assert not dataclasses.replace(own, inputs=file_states([str(tmp_path / "image")])).is_made()
 
 
 def test_a_case_that_lost_a_file_is_an_error_and_a_whole_one_is_current(tmp_path: Path) -> None:

@@ -319,7 +319,7 @@ def _run_one_of_several(preprocessor: DefaultPreprocessor, num_processes: int, r
 
 def _check_stored(identifiers: Sequence[str], records: Mapping[str, CaseRecord]) -> None:
     """Raise RuntimeError if cases that were just written are not there as a whole."""
-    missing = [identifier for identifier in identifiers if records[identifier].has_arrays() and not records[identifier].is_current()]
+    missing = [identifier for identifier in identifiers if not records[identifier].is_made()]
     if missing:
         raise RuntimeError(
             f"{len(missing)} cases were written, but their files are not there or other ones: {', '.join(missing[:20])}. Check that all "
