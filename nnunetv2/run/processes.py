@@ -27,6 +27,7 @@ import torch
 
 from nnunetv2.run.peer_watch import CONNECT_SECONDS, GRACE_SECONDS, PeerFailure, PeerWatch
 from nnunetv2.training.distributed import LOCAL_RANK, portable_error, wait_for_all_processes
+from nnunetv2.utilities.machine import is_ended_by, signal_name
 
 # Of torchrun; all of them tell that this process is one of several.
 VARIABLES = ("RANK", LOCAL_RANK, "WORLD_SIZE")
@@ -250,8 +251,8 @@ def _raise_cause(errors: list[tuple[Exception, str]], exit_codes: list[int | Non
         raise error from _TracebackOfProcess(text)
     for rank, code in enumerate(exit_codes):
         if code is not None and code < 0:
-            advice = " Most likely the system ran out of memory." if code == -signal.SIGKILL else ""
-            raise RuntimeError(f"Process {rank} of {len(exit_codes)} was ended by {signal.Signals(-code).name}.{advice}")
+            advice = " Most likely the system ran out of memory." if is_ended_by(code, "SIGKILL") else ""
+            raise RuntimeError(f"Process {rank} of {len(exit_codes)} was ended by {signal_name(-code)}.{advice}")
     if errors:
         raise errors[0][0]
     for rank, code in enumerate(exit_codes):

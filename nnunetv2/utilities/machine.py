@@ -88,23 +88,30 @@ def cause_of_death(exit_code: int | None, memory_kills_before: int | None) -> st
     if exit_code is None:
         how = "killed by the system"
     elif exit_code < 0:
-        how = (
-            f"killed by signal {-exit_code}, {signal.Signals(-exit_code).name}"
-            if -exit_code in set(signal.Signals)
-            else f"signal {-exit_code}"
-        )
+        name = signal_name(-exit_code)
+        how = f"killed by {name}" if str(-exit_code) in name else f"killed by signal {-exit_code}, {name}"
     else:
         how = f"ended with exit code {exit_code}"
     kills = count_of_memory_kills()
     if kills is not None and memory_kills_before is not None and kills > memory_kills_before:
         return f"{how}: the kernel killed a process because memory ran out"
-    if exit_code is None or exit_code == -signal.SIGKILL:
+    if exit_code is None or is_ended_by(exit_code, "SIGKILL"):
         return f"{how}: most likely memory ran out"
-    if exit_code == -getattr(signal, "SIGBUS", 0):
+    if is_ended_by(exit_code, "SIGBUS"):
         return f"{how}: a file that was read became shorter, or a disk or /dev/shm is full"
-    if exit_code in (-signal.SIGSEGV, -signal.SIGABRT):
+    if is_ended_by(exit_code, "SIGSEGV", "SIGABRT"):
         return f"{how}: a library crashed"
     return how
+
+
+def is_ended_by(exit_code: int | None, *names: str) -> bool:
+    """Whether a process with this exit code was ended by one of the signals; Windows does not have all of them."""
+    return exit_code is not None and -exit_code in {getattr(signal, name, None) for name in names}
+
+
+def signal_name(number: int) -> str:
+    """``SIGTERM``, or ``signal 35``: not all have names."""
+    return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
 
 
 def as_gigabytes(number: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ import torch
 from run import process_functions
 from run.process_functions import second_fails, write_averaged_gradients, write_threads_that_are_left, write_what_all_say
 
-from nnunetv2.run.processes import _errors_of, in_every_process, run_on_this_machine
+from nnunetv2.run.processes import _errors_of, _raise_cause, in_every_process, run_on_this_machine
 
 SECONDS = 60  # within which all must have ended
 
@@ -75,6 +76,14 @@ def test_a_killed_process_is_named_and_ends_one_that_is_busy(tmp_path: Path, cap
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks into /proc")
+def test_a_process_that_was_ended_is_named_where_signals_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(signal, "SIGKILL")  # as on Windows
+    with pytest.raises(RuntimeError, match=r"Process 0 of 2 was ended by SIGTERM\.$"):
+        _raise_cause([], [-15, 0])
+    with pytest.raises(RuntimeError, match=r"Process 1 of 2 was ended by signal 35\.$"):
+        _raise_cause([], [0, -35])
+
+
 def test_nothing_is_left_of_a_killed_launcher(tmp_path: Path) -> None:
     tests = Path(process_functions.__file__).parents[1]
     command = [sys.executable, "-m", "run.process_functions", str(tmp_path)]

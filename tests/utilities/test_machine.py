@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
 
-from nnunetv2.utilities.machine import UsableMemory, control_group_cpus, count_of_memory_kills, usable_memory
+from nnunetv2.utilities.machine import UsableMemory, cause_of_death, control_group_cpus, count_of_memory_kills, usable_memory
 
 GB = 1000**3
 
@@ -99,3 +100,14 @@ def test_processes_killed_for_memory_are_counted_in_the_own_group_first(tmp_path
     assert count_of_memory_kills(groups, membership, counters) == 3
     write(groups / "job", memory__events="low 0\noom 2\noom_kill 1")
     assert count_of_memory_kills(groups, membership, counters) == 1
+
+
+def test_the_cause_of_death_is_said_also_where_signals_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cause_of_death(-9, None) == "killed by signal 9, SIGKILL: most likely memory ran out"
+    assert cause_of_death(-35, None) == "killed by signal 35"
+    for name in ("SIGKILL", "SIGBUS"):  # as on Windows
+        monkeypatch.delattr(signal, name)
+    assert cause_of_death(1, None) == "ended with exit code 1"
+    assert cause_of_death(0, None) == "ended with exit code 0"
+    assert cause_of_death(None, None) == "killed by the system: most likely memory ran out"
+    assert cause_of_death(-11, None) == "killed by signal 11, SIGSEGV: a library crashed"

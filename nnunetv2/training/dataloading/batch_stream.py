@@ -27,6 +27,7 @@ import torch
 from nnunetv2.training.dataloading.batch import Batch
 from nnunetv2.training.dataloading.batch_transport import receive_message, send_message
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.utilities.machine import is_ended_by, signal_name
 
 FEWER_WORKERS = "Use fewer workers (environment variable nnUNet_n_proc_DA) or a machine with more memory."
 ORPHAN_CHECK_SECONDS = 5.0  # how often an idle worker looks whether the training is still there
@@ -181,9 +182,7 @@ class BatchStream:
     def _death_of(self, worker: _Worker) -> RuntimeError:
         """What to say about a worker that ended by itself."""
         worker.process.join(1)
-        cases = [
-            name for task in worker.tasks[:1] for name in self.loader.identifiers_of_batch(*divmod(task, self.batches_per_epoch))
-        ]
+        cases = [name for task in worker.tasks[:1] for name in self.loader.identifiers_of_batch(*divmod(task, self.batches_per_epoch))]
         return RuntimeError(
             f"A data loading process died ({_reason(worker.process.exitcode)}) while it prepared the cases "
             f"{', '.join(cases) or '(none)'}. {_advice(worker.process.exitcode)}"
@@ -284,13 +283,13 @@ def _can_be_pickled(loader: Any) -> bool:
 
 def _reason(exit_code: int | None) -> str:
     if exit_code is not None and exit_code < 0:
-        return f"signal {signal.Signals(-exit_code).name}"
+        return signal_name(-exit_code)
     return f"exit code {exit_code}"
 
 
 def _advice(exit_code: int | None) -> str:
-    if exit_code == -signal.SIGTERM:
+    if is_ended_by(exit_code, "SIGTERM"):
         return "Somebody ended it."
-    if exit_code is not None and exit_code in (-9, -7):  # SIGKILL, SIGBUS
+    if is_ended_by(exit_code, "SIGKILL", "SIGBUS"):
         return f"Most likely the system ran out of memory. {FEWER_WORKERS}"
     return "If one case always does it, its preprocessed files may be broken: preprocess it again."
