@@ -126,7 +126,7 @@ def prepare_records(output_folder: str, identifiers: Iterable[str]) -> None:
     kept = {f"{identifier}.json" for identifier in identifiers}
     for entry in os.scandir(folder):
         if entry.is_file() and entry.name.endswith(".json") and not entry.name.startswith(".") and entry.name not in kept:
-            os.unlink(entry.path)
+            Path(entry.path).unlink(missing_ok=True)  # another part may have removed it just now
 
 
 def file_states(files: Sequence[str]) -> list[FileState] | None:

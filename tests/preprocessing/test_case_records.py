@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 
 import pytest
 from tiny_models import dataset_json, plans
 
-from nnunetv2.preprocessing.case_records import ENDINGS, CaseRecord, code_digest, file_states, records_of_cases, settings_digest
-from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.preprocessing.case_records import (
+    ENDINGS,
+    CaseRecord,
+    code_digest,
+    file_states,
+    prepare_records,
+    records_of_cases,
+    settings_digest,
+)
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor, _remove_other_files
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 
@@ -103,3 +112,23 @@ def test_a_case_that_lost_a_file_is_an_error_and_a_whole_one_is_current(tmp_path
     assert own.is_current()
     own.remove()
     assert not own.is_current()
+
+
+def test_parts_that_start_together_may_remove_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "cases"
+    scan = os.scandir
+
+    def scan_before_the_other_part_removes(path: str) -> list[os.DirEntry]:
+        entries = list(scan(path))
+        for entry in entries:
+            os.unlink(entry.path)
+        return entries
+
+    for path in (folder / "gone.b2nd", tmp_path / "cases.cases" / "gone.json"):
+        path.parent.mkdir()
+        path.touch()
+    monkeypatch.setattr(os, "scandir", scan_before_the_other_part_removes)
+    _remove_other_files(str(folder), [], is_alone=False)
+    prepare_records(str(folder), [])
+    monkeypatch.undo()
+    assert not list(tmp_path.rglob("gone*"))

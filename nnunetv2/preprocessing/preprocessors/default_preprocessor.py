@@ -6,6 +6,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from os.path import join
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -388,4 +389,4 @@ def _remove_other_files(folder: str, identifiers: Collection[str], *, is_alone: 
             continue
         of_others = entry.name.startswith(TEMPORARY_PREFIX) or (is_unpacked and entry.name.startswith(of_cases))
         if is_alone or not of_others:
-            os.unlink(entry.path)
+            Path(entry.path).unlink(missing_ok=True)  # another part may have removed it just now
