@@ -57,7 +57,7 @@ def choose_workers(
             return WorkerNumber(asked, "")
         advice = f"{fitting} at a time would fit ({option})" if fitting else "not even one at a time is sure to fit"
         message = (
-            f"WARNING: {task}: {_counted(max(most, 1))}, as asked for, may run out of memory: {per_case}, and "
+            f"WARNING: {task}: {_counted(max(most, 1))}{', as asked for,' if most == asked else ''} may run out of memory: {per_case}, and "
             f"{as_gigabytes(memory.bytes)} are free in {memory.limited_by}; {advice}."
         )
         return WorkerNumber(asked, message)

@@ -44,3 +44,9 @@ def test_a_number_asked_for_is_obeyed_with_a_warning_where_it_may_not_fit() -> N
     assert chosen.workers == 8
     assert chosen.message.startswith("WARNING") and "2 at a time would fit (-np)" in chosen.message
     assert "not even one" in choose_workers("p", CASES, 1, cpus=1, memory=UsableMemory(GB, "this machine")).message
+
+
+def test_a_warning_about_fewer_processes_than_asked_for_says_not_that_they_were_asked_for() -> None:
+    too_little = UsableMemory(GB, "this machine")
+    assert "3 processes, as asked for, may run out" in choose_workers("p", CASES, 3, cpus=1, memory=too_little).message
+    assert "3 processes may run out" in choose_workers("p", CASES, 4, cpus=1, memory=too_little).message
