@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 COMPRESSED = (".gz", ".png", ".jpg", ".jpeg", ".bz2", ".zip")
+# What these say of resolution, for printing above all, the readers do not take for voxel sizes.
+WITHOUT_SPACING = (".tif", ".tiff", ".png", ".bmp", ".jpg", ".jpeg")
+LENGTH_OF_CHANNEL_SUFFIX = len("_0000")
 # Of formats that are compressed and cannot be looked into: one byte of file for so many voxels, as in CT stored as .nii.gz.
 VOXELS_PER_COMPRESSED_BYTE = 2
 HEADERS_READ = 32
@@ -33,8 +37,20 @@ def image_size(file: str | os.PathLike[str]) -> ImageSize:
     except RuntimeError:  # a format of another library, or a broken file, which whoever reads it will report
         size = os.path.getsize(file) if os.path.isfile(file) else 0
         return ImageSize(size * VOXELS_PER_COMPRESSED_BYTE if os.fspath(file).lower().endswith(COMPRESSED) else size)
+    voxels, channels = math.prod(reader.GetSize()), reader.GetNumberOfComponents()
+    if os.fspath(file).lower().endswith(WITHOUT_SPACING):
+        return ImageSize(voxels, channels, _spacing_beside(file))
     spacing = tuple(reversed(reader.GetSpacing()))
-    return ImageSize(math.prod(reader.GetSize()), reader.GetNumberOfComponents(), (999.0,) * (3 - len(spacing)) + spacing)
+    return ImageSize(voxels, channels, (999.0,) * (3 - len(spacing)) + spacing)
+
+
+def _spacing_beside(file: str | os.PathLike[str]) -> tuple[float, ...] | None:
+    """Spacing of a case from ``{case}.json`` beside its image, as for 3D tif; None without such a file, or if it is broken."""
+    try:
+        with open(os.path.splitext(os.fspath(file))[0][:-LENGTH_OF_CHANNEL_SUFFIX] + ".json", encoding="utf-8") as beside:
+            return tuple(float(size) for size in json.load(beside)["spacing"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def sizes_of_cases(files: Mapping[str, Sequence[str]], headers_read: int = HEADERS_READ) -> dict[str, list[ImageSize]]:

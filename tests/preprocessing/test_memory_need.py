@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 from tiny_models import plans
 
-from nnunetv2.imageio.image_size import image_size, sizes_of_cases
+from nnunetv2.imageio.image_size import ImageSize, image_size, sizes_of_cases
 from nnunetv2.preprocessing.memory_need import bytes_to_preprocess, bytes_to_read, enlargement
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -30,6 +30,16 @@ def test_the_size_is_read_from_the_header(tmp_path: Path) -> None:
     assert (size.voxels, size.channels) == (80 * 160 * 160, 1)
     assert size.spacing == pytest.approx((2, 1, 1))
     assert image_size(write(tmp_path / "a.png", (30, 40), (1.0, 1.0), np.uint8)).voxels == 1200
+
+
+def test_resolutions_that_readers_ignore_count_for_nothing(tmp_path: Path) -> None:
+    assert image_size(write(tmp_path / "a_0000.png", (30, 40), (0.1, 0.1), np.uint8)).spacing is None
+    stack = write(tmp_path / "b_0000.tif", (5, 30, 40), (0.1, 0.1, 0.1), np.uint8)
+    assert image_size(stack) == ImageSize(5 * 30 * 40)
+    (tmp_path / "b.json").write_text('{"spacing": [2, 1, 1.5]}')
+    assert image_size(stack).spacing == (2, 1, 1.5)
+    (tmp_path / "b.json").write_text('{"spacing": ')
+    assert image_size(stack).spacing is None
 
 
 def test_without_a_readable_header_the_size_of_the_file_counts(tmp_path: Path) -> None:
