@@ -6,9 +6,11 @@ Every stage that works case by case (fingerprint, preprocessing, verification, e
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import pickle
 import signal
+import threading
 import time
 import traceback
 import warnings
@@ -16,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from typing import Any, Literal
@@ -152,13 +155,58 @@ class _Outcome:
 
 def _attempt(function: Callable[..., Any], task: tuple) -> _Outcome:
     """Run one task; catch its error and its warnings."""
-    with warnings.catch_warnings(record=True) as caught:
+    with _recorder.warnings_of_this_thread() as noticed:
         try:
             result, error, traceback_text = function(*task), None, ""
         except Exception as raised:
             result, error, traceback_text = None, raised, traceback.format_exc()
-    noticed = tuple((warning.category.__name__, str(warning.message)) for warning in caught)
-    return _Outcome(result=result, error=error, traceback_text=traceback_text, warnings=noticed)
+    return _Outcome(result=result, error=error, traceback_text=traceback_text, warnings=tuple(noticed))
+
+
+class _WarningRecorder:
+    """Collects the warnings of each case, also where several threads of a process, as of Dask workers, have one each.
+
+    ``warnings.catch_warnings`` replaces what is shown in the whole process, so all cases at work share one.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._at_work = 0
+        self._noticed: ContextVar[list[tuple[str, str]] | None] = ContextVar("noticed", default=None)
+
+    @contextlib.contextmanager
+    def warnings_of_this_thread(self) -> Iterator[list[tuple[str, str]]]:
+        """Category and text of each, in a list that grows."""
+        noticed: list[tuple[str, str]] = []
+        token = self._noticed.set(noticed)
+        with self._lock:
+            self._at_work += 1
+            if self._at_work == 1:
+                self._state_before = warnings.catch_warnings()
+                self._state_before.__enter__()
+                self._show_otherwise, warnings.showwarning = warnings.showwarning, self._show
+            else:
+                with warnings.catch_warnings():
+                    pass  # forgets which warnings were shown already: they are news for this case
+        try:
+            yield noticed
+        finally:
+            self._noticed.reset(token)
+            with self._lock:
+                self._at_work -= 1
+                if self._at_work == 0:
+                    warnings.showwarning = self._show_otherwise
+                    self._state_before.__exit__(None, None, None)
+
+    def _show(self, message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        noticed = self._noticed.get()
+        if noticed is None:  # of a thread that has no case
+            self._show_otherwise(message, category, *place, **more)
+        else:
+            noticed.append((category.__name__, str(message)))
+
+
+_recorder = _WarningRecorder()
 
 
 def _print_warnings(noticed: Mapping[str, Sequence[tuple[str, str]]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
@@ -96,6 +97,33 @@ def test_what_cases_warn_about_is_one_line_that_names_them(num_processes: int, c
     assert len(lines) == 1
     assert lines[0].startswith("WARNING: value ") and "Likewise" in lines[0]
     assert num_processes > 1 or lines == ["WARNING: value 1 (Likewise c, d.)"]
+
+
+def warn_between(case: str, begun: threading.Event, may_warn: threading.Event) -> None:
+    begun.set()
+    may_warn.wait(10)
+    warnings.warn(f"from {case}", UserWarning, stacklevel=1)
+
+
+def test_cases_in_threads_of_one_process_keep_their_own_warnings() -> None:
+    """As in a Dask worker with several threads."""
+    shown, outcomes = warnings.showwarning, {}
+    begun, may_warn = ({case: threading.Event() for case in "abc"} for _ in range(2))
+
+    def run(case: str) -> None:
+        outcomes[case] = scheduling._attempt(warn_between, (case, begun[case], may_warn[case]))
+
+    threads = {case: threading.Thread(target=run, args=(case,)) for case in "abc"}
+    for case in "abc":
+        threads[case].start()
+        begun[case].wait(10)
+    for case in "acb":  # all at work before the first warning, and one ends after the other
+        may_warn[case].set()
+        threads[case].join(10)
+    assert {case: outcome.warnings for case, outcome in outcomes.items()} == {c: (("UserWarning", f"from {c}"),) for c in "abc"}
+    assert warnings.showwarning is shown
+    with pytest.warns(UserWarning, match="later"):  # what is not of a case is shown as ever
+        warnings.warn("later", UserWarning, stacklevel=1)
 
 
 def test_a_killed_worker_costs_only_its_own_case(capsys: pytest.CaptureFixture[str]) -> None:
