@@ -123,6 +123,8 @@ class nnUNetTrainer:
     # nnU-Net's decoders keep the layers of the coarser outputs.
     find_unused_parameters: bool | None = None
     seed: int | None = None  # None: one is drawn and written to the log
+    # That perform_actual_validation of this class writes where validation_name says; a class that overrides the method has to say so anew.
+    validates_into_validation_name = True
 
     def __init__(
         self, plans: dict, configuration: str, fold: int | str, dataset_json: dict, device: torch.device = torch.device("cuda")
