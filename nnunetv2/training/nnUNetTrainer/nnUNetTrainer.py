@@ -190,10 +190,12 @@ class nnUNetTrainer:
         self.log_file = join(self.output_folder, f"training_log_{now.year}_{now.month}_{now.day}_{now.strftime('%H_%M_%S')}.txt")
         self._log_has_begun = False
         self._continues_training = continue_training
+        # As in nnU-Net: constructors of subclasses write into it. Logger and log file begin at their first use.
+        os.makedirs(self.output_folder, exist_ok=True)
 
     @cached_property
     def logger(self) -> MetaLogger:
-        """The curves. Made at its first use, so that a trainer which is only looked at leaves nothing behind, here or on a server."""
+        """The curves. Made at its first use, so that a trainer which is only looked at leaves no file behind, here or on a server."""
         os.makedirs(self.output_folder, exist_ok=True)
         logger = MetaLogger(self.output_folder, self._continues_training, warn=lambda text: self.print_to_log_file(f"WARNING: {text}"))
         shown = {key: value for key, value in self.dataset_json.items() if key not in ENTRIES_ABOUT_CASES}
