@@ -178,9 +178,9 @@ def find_best_configuration(
 def _scored_model(dataset_name: str, model: Model, folds: Sequence[int | str], num_processes: int, overwrite: bool) -> Candidate:
     """Pool the folds of a model for every checkpoint that all of them validated, and take the best checkpoint."""
     folder = Path(get_output_folder(dataset_name, model["trainer"], model["plans"], model["configuration"]))
-    further, incomplete = validated_checkpoints(folder, folds)
-    for checkpoint in incomplete:
-        print(f"WARNING: {checkpoint} of {folder.name} is left out, because not every fold has {validation_folder_name(checkpoint)}.")
+    further, left_out = validated_checkpoints(folder, folds)
+    for reason in left_out:
+        print(f"WARNING: {reason}")
     candidates = [
         _scored_checkpoint(folder, model, checkpoint, folds, num_processes, overwrite) for checkpoint in (FINAL_CHECKPOINT, *further)
     ]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -168,6 +169,7 @@ def validate_further_checkpoint(model: Path, checkpoint: str, tasks: dict, folds
     name = checkpoint.removeprefix("checkpoint_").removesuffix(".pth")
     for fold in folds:
         target = model / f"fold_{fold}" / f"validation_{name}"
+        (model / f"fold_{fold}" / checkpoint).touch()
         shutil.copytree(model / f"fold_{fold}" / "validation", target)
         for file in target.glob("classification_joint*.csv"):
             file.unlink()
@@ -215,7 +217,27 @@ def test_the_dice_counts_as_much_as_the_classes_when_the_checkpoint_is_chosen(jo
     assert list(found["checkpoints"][FULL]) == ["checkpoint_best_joint.pth", "checkpoint_final.pth"]
     assert "checkpoint" not in found["best_model_or_ensemble"]["selected_model_or_models"][0]
     out = capsys.readouterr().out
-    assert f"checkpoint_best.pth of {FULL} is left out, because not every fold has validation_best." in out
+    assert (
+        f"checkpoint_best.pth of {FULL} is left out, because not every fold has validation_best of this checkpoint (fold 1: no val" in out
+    )
+
+
+def test_a_validation_counts_only_beside_the_checkpoint_it_is_of(joint, capsys) -> None:
+    """A copy of a user's, and what an older training has left."""
+    model = joint.results / FULL
+    tasks = classification_tasks(load_json(joint.raw / "dataset.json"))
+    for checkpoint in ("checkpoint_old.pth", "checkpoint_best.pth", "checkpoint_best_joint.pth"):
+        validate_further_checkpoint(model, checkpoint, tasks)
+    for fold in range(3):
+        (model / f"fold_{fold}" / "checkpoint_old.pth").unlink()
+    summary = model / "fold_1" / "validation_best" / "summary.json"
+    later = summary.stat().st_mtime + 10
+    os.utime(model / "fold_1" / "checkpoint_best.pth", (later, later))
+    find_best_configuration_entry(["1", "-c", "3d_fullres", "-f", "0", "1", "2", "-np", "1"])
+    assert list(information(joint)["checkpoints"][FULL]) == ["checkpoint_best_joint.pth", "checkpoint_final.pth"]
+    out = capsys.readouterr().out
+    assert "(fold 0: no checkpoint_old.pth; fold 1: no checkpoint_old.pth; fold 2: no checkpoint_old.pth)" in out
+    assert "(fold 1: checkpoint_best.pth is newer than its validation; run nnUNetv2_train ... --val -val_chk checkpoint_best.pth" in out
 
 
 def test_a_cascade_begins_with_the_checkpoint_it_was_trained_on(nnunet_folders) -> None:
