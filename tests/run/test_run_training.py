@@ -107,7 +107,9 @@ class ValidatesByItself(nnUNetTrainer):
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         Path(self.output_folder, "validation").mkdir(exist_ok=True)
-        Path(self.output_folder, "validation", "summary.json").write_text("of the final checkpoint" if self.network is None else "of another")
+        Path(self.output_folder, "validation", "summary.json").write_text(
+            "of the final checkpoint" if self.network is None else "of another"
+        )
 
 
 class ValidatesWhereAsked(ValidatesByItself):
