@@ -26,6 +26,7 @@ from nnunetv2.evaluation.find_best_configuration import (
     generate_inference_command,
     print_inference_instructions,
 )
+from nnunetv2.model_selection.find_best_configuration import Candidate, _best_checkpoint
 from nnunetv2.postprocessing.remove_connected_components import determine_postprocessing, load_postprocessing
 from nnunetv2.utilities.file_io import load_json, save_json
 from nnunetv2.utilities.label_handling.classification_labels import classification_tasks
@@ -220,6 +221,43 @@ def test_the_dice_counts_as_much_as_the_classes_when_the_checkpoint_is_chosen(jo
     assert (
         f"checkpoint_best.pth of {FULL} is left out, because not every fold has validation_best of this checkpoint (fold 1: no val" in out
     )
+
+
+def test_checkpoints_are_compared_by_dice_where_one_of_them_has_no_classes(joint, capsys) -> None:
+    """The final one, whose classes are left out, segments better."""
+    model = joint.results / FULL
+    tasks = classification_tasks(load_json(joint.raw / "dataset.json"))
+    validate_further_checkpoint(model, "checkpoint_best_joint.pth", tasks)
+    for file in model.rglob("validation_best_joint/*.nii.gz"):
+        sitk.WriteImage(0 * sitk.ReadImage(str(file)), str(file))
+    for file in (model / "fold_1" / "validation").glob("classification*"):
+        file.unlink()
+    find_best_configuration_entry(["1", "-c", "3d_fullres", "-f", "0", "1", "2", "-np", "1"])
+    found = information(joint)
+    assert found["checkpoints"][FULL]["checkpoint_final.pth"]["case_scores_of_heads"] == {}
+    assert "checkpoint" not in found["best_model_or_ensemble"]["selected_model_or_models"][0]
+    out = capsys.readouterr().out
+    assert "Not every checkpoint has a case score, so only the Dice is compared." in out
+    assert "Of these 2 checkpoints those with the highest Dice are taken; being the best of 2" in out
+
+
+@pytest.mark.parametrize(
+    ("final", "further", "chosen"),
+    [
+        ((0.8, 0.2), (0.7, 0.9), "further"),
+        ((0.6, None), (0.7, np.nan), "further"),
+        ((0.6, np.nan), (0.7, np.nan), "further"),  # no case score at all: the Dice
+        ((0.8, np.nan), (0.7, 1.0), "final"),
+        ((0.8, 0.1), (0.7, None), "final"),
+        ((0.7, 0.5), (0.7, 0.5), "final"),
+    ],
+)
+def test_case_scores_count_only_if_every_checkpoint_has_one(final, further, chosen, tmp_path) -> None:
+    candidates = [
+        Candidate(name=name, folder=tmp_path, members=(), dice=dice, classes=None if score is None else {"case_score": score})
+        for name, (dice, score) in {"final": final, "further": further}.items()
+    ]
+    assert _best_checkpoint(candidates).name == chosen
 
 
 def test_a_validation_counts_only_beside_the_checkpoint_it_is_of(joint, capsys) -> None:
