@@ -180,6 +180,7 @@ class nnUNetTrainer:
         self.validated_checkpoint: str | None = None  # named in summary.json if it is not the final one
         self.validation_name = "validation"  # folder of the validation; further checkpoints have one each
         self.run_options: dict[str, int] = {}  # the RUN_OPTIONS that were asked for, as opposed to those of the class
+        self.writes_splits = True  # splits_final.json, if absent; off where a training is only measured
         self._seeded = False
         self._compiler_failed = False
         self._pending_rng_state: Mapping | None = None
@@ -508,7 +509,7 @@ class nnUNetTrainer:
         return train_keys, val_keys
 
     def _splits(self, identifiers: list[str], groups: dict[str, str] | None) -> list[dict[str, list[str]]]:
-        """Content of ``splits_final.json``, which is written if absent."""
+        """Content of ``splits_final.json``, which is written if absent and ``writes_splits``; what is made is the same every time."""
         file = join(self.preprocessed_dataset_folder_base, "splits_final.json")
         if os.path.isfile(file):
             splits = load_json(file)
@@ -523,7 +524,7 @@ class nnUNetTrainer:
                 self.print_to_log_file(f"WARNING: {problem}")
         else:
             splits = generate_crossval_split(identifiers, seed=12345, n_splits=5)
-        if self.local_rank == 0:
+        if self.local_rank == 0 and self.writes_splits:
             save_json(splits, file, sort_keys=False)
         return splits
 
