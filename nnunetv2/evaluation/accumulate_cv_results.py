@@ -118,7 +118,7 @@ def validation_files(
     if problems:
         raise RuntimeError(
             f"The validation of {model_folder.name} is not complete: {'; '.join(problems)}. It is written at the end of a training; for a "
-            f"finished one run nnUNetv2_train with --val{_option_of(validation_name)}, or choose other folds with -f."
+            f"finished one run nnUNetv2_train with --val{option_of(validation_name)}, or choose other folds with -f."
         )
     if repeated:
         raise RuntimeError(
@@ -128,7 +128,7 @@ def validation_files(
     return files
 
 
-def _option_of(validation_name: str) -> str:
+def option_of(validation_name: str) -> str:
     """What besides ``--val`` makes nnUNetv2_train write a folder."""
     return "" if validation_name == VALIDATION else f" -val_chk checkpoint_{validation_name.removeprefix(f'{VALIDATION}_')}.pth"
 
