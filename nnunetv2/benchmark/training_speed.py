@@ -1,6 +1,8 @@
 """Times the parts of a training on real cases: reading, augmentation, the loading processes, the network, and all of them together.
 
-Nothing of the user's is written: the trainer gets a temporary results folder. Its weights are those of a new training and are thrown away.
+Nothing of the user's is written: the trainer gets a temporary results folder, and folds that it makes up for want of a ``splits_final.json``
+are not stored. (Cases of nnU-Net 2.5 and older, ``.npz`` files, are unpacked beside themselves as by a training.) Its weights are those of a
+new training and are thrown away.
 """
 
 from __future__ import annotations
@@ -79,6 +81,7 @@ def measure_training_speed(
         say("Setting up...")
         with contextlib.redirect_stdout(io.StringIO()):
             trainer = make_trainer()
+            trainer.writes_splits = False
             _use_previous_stage_of(users_results, trainer)
             trainer.on_train_start()
             trainer.on_train_epoch_start()

@@ -15,9 +15,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nnUNetv2_calibrate_classification",
         description="Calibrate the class probabilities of a model on the validation cases of its folds. Writes "
-        "classification_calibration.json into the model folder; predictions use it from then on.",
+        "classification_calibration.json into the model folder; predictions with the same checkpoint use it from then on.",
     )
     add_model(parser)
+    parser.add_argument(
+        "-chk",
+        default="checkpoint_final.pth",
+        metavar="CHECKPOINT",
+        help="whose validation; others than the default are validated by nnUNetv2_train ... -val_chk (default: %(default)s)",
+    )
     parser.add_argument("-ref", default=None, metavar="REF.csv", help="labels of the cases (default: those of the preprocessed dataset)")
     parser.add_argument(
         "--method",
@@ -39,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from nnunetv2.evaluation.calibrate_classification import calibrate_classification, summary_text
 
     folder = model_folder(args)
-    calibration, notes = calibrate_classification(folder, args.ref, args.method)
+    calibration, notes = calibrate_classification(folder, args.ref, args.method, checkpoint=args.chk)
     print(summary_text(calibration, notes))
     print(f"\nWritten: classification_calibration.json and reliability plots in {folder}")
 

@@ -118,7 +118,7 @@ def validation_files(
     if problems:
         raise RuntimeError(
             f"The validation of {model_folder.name} is not complete: {'; '.join(problems)}. It is written at the end of a training; for a "
-            f"finished one run nnUNetv2_train with --val{_option_of(validation_name)}, or choose other folds with -f."
+            f"finished one run nnUNetv2_train with --val{option_of(validation_name)}, or choose other folds with -f."
         )
     if repeated:
         raise RuntimeError(
@@ -128,7 +128,7 @@ def validation_files(
     return files
 
 
-def _option_of(validation_name: str) -> str:
+def option_of(validation_name: str) -> str:
     """What besides ``--val`` makes nnUNetv2_train write a folder."""
     return "" if validation_name == VALIDATION else f" -val_chk checkpoint_{validation_name.removeprefix(f'{VALIDATION}_')}.pth"
 
@@ -194,14 +194,38 @@ def default_output_folder(trained_model_folder: str | os.PathLike, folds: Sequen
 
 
 def validated_checkpoints(model_folder: str | os.PathLike, folds: Sequence[int | str]) -> tuple[list[str], list[str]]:
-    """The checkpoints that all folds have validated into a folder of their own, and those that only some folds have."""
-    by_fold = []
-    for fold in folds:
-        folders = Path(model_folder, f"fold_{fold}").glob(f"{VALIDATION}_*")
-        names = [f"checkpoint{folder.name.removeprefix(VALIDATION)}.pth" for folder in folders if (folder / "summary.json").is_file()]
-        by_fold.append({name for name in names if CHECKPOINT_NAME.fullmatch(name)})
-    of_all, of_any = set.intersection(*by_fold), set.union(*by_fold)
-    return sorted(of_all), sorted(of_any - of_all)
+    """The checkpoints that all folds have validated into a folder of their own, and why others are left out, one line each.
+
+    A folder counts if its checkpoint is there and has not changed since: a new training leaves the folders of an older one as they are.
+    """
+    model = Path(model_folder)
+    by_fold = {fold: {folder.name: folder for folder in model.glob(f"fold_{fold}/{VALIDATION}_*")} for fold in folds}
+    complete, reasons = [], []
+    for name in sorted(set().union(*by_fold.values())):
+        checkpoint = f"checkpoint_{name.removeprefix(f'{VALIDATION}_')}.pth"
+        if not CHECKPOINT_NAME.fullmatch(checkpoint) or not any(
+            (found[name] / "summary.json").is_file() for found in by_fold.values() if name in found
+        ):
+            continue  # a folder of the user's, or one of a validation that has not finished anywhere
+        problems = {fold: problem for fold in folds if (problem := _problem_of_validation(model / f"fold_{fold}" / name, checkpoint))}
+        if not problems:
+            complete.append(checkpoint)
+            continue
+        listed = "; ".join(f"fold {fold}: {problem}" for fold, problem in problems.items())
+        reasons.append(f"{checkpoint} of {model.name} is left out, because not every fold has {name} of this checkpoint ({listed}).")
+    return complete, reasons
+
+
+def _problem_of_validation(folder: Path, checkpoint: str) -> str:
+    """Why a folder does not hold the validation of the checkpoint beside it; empty if it does."""
+    summary, file = folder / "summary.json", folder.parent / checkpoint
+    if not summary.is_file():
+        return f"no {folder.name}/summary.json, which nnUNetv2_train ... --val -val_chk {checkpoint} writes"
+    if not file.is_file():
+        return f"no {checkpoint}"
+    if file.stat().st_mtime > summary.stat().st_mtime:
+        return f"{checkpoint} is newer than its validation; run nnUNetv2_train ... --val -val_chk {checkpoint} again"
+    return ""
 
 
 def validated_checkpoint(model_folder: str | os.PathLike, folds: Sequence[int | str]) -> str:

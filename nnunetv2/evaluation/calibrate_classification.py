@@ -9,10 +9,17 @@ from typing import Any
 
 import numpy as np
 
+from nnunetv2.evaluation.accumulate_cv_results import option_of, validated_checkpoint
 from nnunetv2.evaluation.calibration_fit import fit_calibration, mean_log_loss
 from nnunetv2.evaluation.classification_figures import plot_reliability
 from nnunetv2.evaluation.classification_metrics import known_cases, reliability
-from nnunetv2.evaluation.validation_tables import CROSS_VALIDATION_FILE, heads_that_count
+from nnunetv2.evaluation.validation_tables import (
+    CROSS_VALIDATION_FILE,
+    FINAL_CHECKPOINT,
+    VALIDATION,
+    heads_that_count,
+    validation_folder_name,
+)
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.file_io import load_json
 from nnunetv2.utilities.label_handling.class_calibration import CALIBRATION_FILE, ClassCalibration, TaskCalibration
@@ -35,9 +42,9 @@ class OutOfFoldTable:
 
 
 def read_out_of_fold_table(
-    model_folder: str | Path, tasks: Mapping[str, ClassificationTask], number_of_folds: int | None
+    model_folder: str | Path, tasks: Mapping[str, ClassificationTask], number_of_folds: int | None, validation_name: str = VALIDATION
 ) -> OutOfFoldTable:
-    """The tables ``fold_X/validation/classification.csv`` of a model folder as one.
+    """The tables ``fold_X/VALIDATION/classification.csv`` of a model folder as one.
 
     Fold ``all`` is left out, as it validates on its training cases.
 
@@ -45,6 +52,7 @@ def read_out_of_fold_table(
         model_folder: With ``fold_0``, ...
         tasks: The tasks of the model.
         number_of_folds: Of the training's split; None if unknown.
+        validation_name: Folder in each fold, see :func:`validation_folder_name`.
 
     Raises:
         FileNotFoundError: If no fold has a table.
@@ -52,7 +60,9 @@ def read_out_of_fold_table(
             are of different kinds.
     """
     model_folder = Path(model_folder)
-    tables = {file.parents[1].name.removeprefix("fold_"): file for file in model_folder.glob(f"fold_*/validation/{CLASSIFICATION_FILE}")}
+    tables = {
+        file.parents[1].name.removeprefix("fold_"): file for file in model_folder.glob(f"fold_*/{validation_name}/{CLASSIFICATION_FILE}")
+    }
     files = {int(fold): file for fold, file in tables.items() if fold.isdecimal()}  # not fold_all, nor a copy such as fold_0_old
     if not files and (model_folder / CROSS_VALIDATION_FILE).is_file():
         models = " and ".join(load_json(model_folder / CROSS_VALIDATION_FILE)["models"])
@@ -62,8 +72,8 @@ def read_out_of_fold_table(
         )
     if not files:
         raise FileNotFoundError(
-            f"No fold in {model_folder} has a file validation/{CLASSIFICATION_FILE}. It is written at the end of a training with "
-            "classes; for a finished one run nnUNetv2_train with --val."
+            f"No fold in {model_folder} has a file {validation_name}/{CLASSIFICATION_FILE}. It is written at the end of a training with "
+            f"classes; for a finished one run nnUNetv2_train with --val{option_of(validation_name)}."
         )
     rows: dict[str, dict[str, np.ndarray]] = {}
     fold_of: dict[str, int] = {}
@@ -92,9 +102,15 @@ def read_out_of_fold_table(
 
 
 def calibrate_classification(
-    model_folder: str | Path, reference_file: str | Path | None = None, method: str = "temperature"
+    model_folder: str | Path,
+    reference_file: str | Path | None = None,
+    method: str = "temperature",
+    *,
+    checkpoint: str = FINAL_CHECKPOINT,
 ) -> tuple[ClassCalibration, tuple[str, ...]]:
     """Fit the calibration of a model, and write it and a reliability plot for each task into the model folder.
+
+    It belongs to the checkpoint that predicted these cases, and is not applied to the predictions of others.
 
     A task whose log loss on held-out folds does not become smaller keeps its raw probabilities.
 
@@ -102,14 +118,16 @@ def calibrate_classification(
         model_folder: ``TRAINER__PLANS__CONFIGURATION`` of a training with classes.
         reference_file: Table of the form of ``labels.csv``; None: the labels in the preprocessed dataset.
         method: ``temperature`` or ``vector``, see :func:`~nnunetv2.evaluation.calibration_fit.fit_calibration`.
+        checkpoint: Whose validation; others than the final one are validated by ``nnUNetv2_train ... -val_chk``.
 
     Returns:
         The calibration, and notes about what is missing.
 
     Raises:
         FileNotFoundError, ValueError: If there is nothing to fit on.
+        RuntimeError: If the folds were validated with different checkpoints.
     """
-    model_folder = Path(model_folder)
+    model_folder, validation_name = Path(model_folder), validation_folder_name(checkpoint)
     dataset_json = load_json(model_folder / "dataset.json")
     tasks = classification_tasks(dataset_json)
     if not tasks:
@@ -126,7 +144,10 @@ def calibrate_classification(
             "Set it, or give a table with -ref."
         )
     splits = None if preprocessed is None else preprocessed / "splits_final.json"
-    table = read_out_of_fold_table(model_folder, tasks, len(load_json(splits)) if splits is not None and splits.is_file() else None)
+    number_of_folds = len(load_json(splits)) if splits is not None and splits.is_file() else None
+    table = read_out_of_fold_table(model_folder, tasks, number_of_folds, validation_name)
+    if checkpoint == FINAL_CHECKPOINT:  # its folder may be that of another one, after --val_best
+        checkpoint = validated_checkpoint(model_folder, table.folds)
     calibrations = {name: _calibrate_task(task, table, case_labels, method, model_folder) for name, task in tasks.items()}
     if not any(calibration.report["n"] for calibration in calibrations.values()):
         raise ValueError(f"No case of the tables in {model_folder} has a known label ({_some(list(table.rows))}).")
@@ -134,6 +155,7 @@ def calibrate_classification(
         method=method,
         heads=table.heads,
         aggregation=AGGREGATION,
+        checkpoint=checkpoint,
         tasks=calibrations,
         fitted_on={"dataset": dataset_name, "folds": table.folds, "cases": len(table.rows), "notes": table.notes},
     )
@@ -205,7 +227,10 @@ def _plot(
 def summary_text(calibration: ClassCalibration, notes: Sequence[str]) -> str:
     """What was fitted, on what, and what it gains."""
     fitted_on = calibration.fitted_on
-    lines = [f"{fitted_on['cases']} validation cases of the folds {', '.join(map(str, fitted_on['folds']))}", *notes]
+    lines = [
+        f"{fitted_on['cases']} validation cases of the folds {', '.join(map(str, fitted_on['folds']))}, {calibration.checkpoint}",
+        *notes,
+    ]
     for name, task in calibration.tasks.items():
         report = task.report
         lines.append(f"\n{name} ({task.task_type}): {report['n']} cases with a known label, {report['unknown']} without")

@@ -484,9 +484,15 @@ class nnUNetPredictor:
         """The calibration of the model, if it is wanted and was fitted on predictions made in the same way."""
         if self.calibration is None or not options.calibrated:
             return None
-        if self.calibration.fits(self.classification_tasks, self.head_set, options.effective_aggregation):
+        checkpoint = self.calibration.checkpoint if self.model_source is None else self.model_source[2]
+        if self.calibration.fits(self.classification_tasks, self.head_set, options.effective_aggregation, checkpoint):
             return self.calibration
-        if verbose:
+        if verbose and checkpoint != self.calibration.checkpoint:
+            print(
+                f"The calibration of the model was fitted on predictions of {self.calibration.checkpoint}; it is not applied to those of "
+                f"{checkpoint}. To calibrate these: nnUNetv2_calibrate_classification ... -chk {checkpoint}"
+            )
+        elif verbose:
             print(
                 f"The calibration of the model was fitted with heads {self.calibration.heads!r} and aggregation "
                 f"{self.calibration.aggregation!r}; it is not applied to {self.head_set!r} and {options.effective_aggregation!r}."

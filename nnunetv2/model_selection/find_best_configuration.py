@@ -178,13 +178,13 @@ def find_best_configuration(
 def _scored_model(dataset_name: str, model: Model, folds: Sequence[int | str], num_processes: int, overwrite: bool) -> Candidate:
     """Pool the folds of a model for every checkpoint that all of them validated, and take the best checkpoint."""
     folder = Path(get_output_folder(dataset_name, model["trainer"], model["plans"], model["configuration"]))
-    further, incomplete = validated_checkpoints(folder, folds)
-    for checkpoint in incomplete:
-        print(f"WARNING: {checkpoint} of {folder.name} is left out, because not every fold has {validation_folder_name(checkpoint)}.")
+    further, left_out = validated_checkpoints(folder, folds)
+    for reason in left_out:
+        print(f"WARNING: {reason}")
     candidates = [
         _scored_checkpoint(folder, model, checkpoint, folds, num_processes, overwrite) for checkpoint in (FINAL_CHECKPOINT, *further)
     ]
-    best = max(candidates, key=_checkpoint_rank)  # the first of equals: the final one
+    best = _best_checkpoint(candidates)
     if len(candidates) == 1:
         return best
     scores = {}
@@ -194,11 +194,13 @@ def _scored_model(dataset_name: str, model: Model, folds: Sequence[int | str], n
     return replace(best, members=(replace(best.members[0], checkpoint_scores=scores),))
 
 
-def _checkpoint_rank(candidate: Candidate) -> float:
-    """What the checkpoints of a model are compared by: the Dice, with classes the mean of Dice and case score."""
-    if candidate.classes is None:
-        return _rank(candidate.dice)
-    return _rank((candidate.dice + candidate.classes["case_score"]) / 2)
+def _best_checkpoint(candidates: Sequence[Candidate]) -> Candidate:
+    """The checkpoint of a model with the highest mean of Dice and case score, by Dice alone unless all have a case score.
+
+    The first of equals: the final one.
+    """
+    by_classes = all(c.classes is not None and np.isfinite(c.classes["case_score"]) for c in candidates)
+    return max(candidates, key=lambda c: _rank((c.dice + c.classes["case_score"]) / 2 if by_classes else c.dice))
 
 
 def _scored_checkpoint(
@@ -472,10 +474,13 @@ def _checkpoint_lines(information: Mapping[str, Any]) -> list[str]:
         for checkpoint, scores in checkpoints.items():
             heads = "".join(f", {table} heads {score:.4f}" for table, score in scores["case_scores_of_heads"].items())
             lines.append(f"  {checkpoint}: Dice {scores['dice']:.4f}{heads}")
-        with_classes = any(scores["case_scores_of_heads"] for scores in checkpoints.values())
-        tried = sum(max(1, len(scores["case_scores_of_heads"])) for scores in checkpoints.values())
-        by = "the highest mean of Dice and case score" if with_classes else "the highest Dice"
-        what = "checkpoints and heads" if with_classes else "checkpoints"
+        has_case_score = [bool(np.isfinite(list(scores["case_scores_of_heads"].values())).any()) for scores in checkpoints.values()]
+        by_classes = all(has_case_score)
+        tried = sum(len(scores["case_scores_of_heads"]) if by_classes else 1 for scores in checkpoints.values())
+        by = "the highest mean of Dice and case score" if by_classes else "the highest Dice"
+        what = "checkpoints and heads" if by_classes else "checkpoints"
+        if any(has_case_score) and not by_classes:
+            lines.append("Not every checkpoint has a case score, so only the Dice is compared.")
         lines.append(f"Of these {tried} {what} those with {by} are taken; being the best of {tried}, their scores are a little too good.")
     return lines
 

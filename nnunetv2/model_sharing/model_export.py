@@ -17,13 +17,18 @@ from typing import Any
 
 from tqdm import tqdm
 
+from nnunetv2.evaluation.validation_tables import CHECKPOINT_NAME, FINAL_CHECKPOINT, validation_folder_name
 from nnunetv2.model_sharing import model_layout as layout
 from nnunetv2.model_sharing.checksum import sha256_of
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.checkpoint_io import load_checkpoint_file, save_checkpoint_file
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.file_io import TEMPORARY_PREFIX, atomic_path, load_json, save_json
-from nnunetv2.utilities.file_path_utilities import convert_ensemble_folder_to_model_identifiers_and_folds, get_output_folder
+from nnunetv2.utilities.file_path_utilities import (
+    convert_ensemble_folder_to_model_identifiers_and_folds,
+    convert_trainer_plans_config_to_identifier,
+    get_output_folder,
+)
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -103,7 +108,7 @@ def export_pretrained_model(
     )
     if export.left_out and (strict or not export.models):
         raise FileNotFoundError(_missing_text(export))
-    export.notes = [*_note_on_trainer(trainer), *_notes_on_cascades(export)]
+    export.notes = [*_note_on_trainer(trainer), *_notes_on_cascades(export), *_notes_on_instructions(export, save_checkpoints)]
     with atomic_path(output_file) as temporary:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=COMPRESSION_LEVEL) as archive:
             for file in tqdm(export.files, desc="exporting"):
@@ -156,13 +161,23 @@ def _find_files_of_model(
         return
     export.models[folder.name] = [fold.name for fold in complete]
     dataset_folder = folder.parent
+    names = [name for name in checkpoint_names if CHECKPOINT_NAME.fullmatch(name)]
+    validations = list(dict.fromkeys([layout.VALIDATION, *map(validation_folder_name, names)]))
     for fold in complete:
         _take(export, dataset_folder, [fold / name for name in (layout.DEBUG_FILE, *checkpoint_names, *layout.FOLD_FILES)])
-        _take(export, dataset_folder, _files_of_predictions(fold / layout.VALIDATION, layout.SUMMARIES, with_predictions))
+        for validation in validations:
+            _take(export, dataset_folder, _files_of_predictions(fold / validation, layout.SUMMARIES, with_predictions))
+    # Those of another checkpoint end in its name.
+    suffixes = [validation.removeprefix(layout.VALIDATION) for validation in validations]
     for results in sorted(folder.glob(f"{layout.CROSSVALIDATION}*")):
-        if set(results.name.removeprefix(layout.CROSSVALIDATION).split("_")) <= set(folds):
+        if any(_pools(results.name, suffix, folds) for suffix in suffixes):
             _take(export, dataset_folder, _files_of_predictions(results, layout.POOLED_FILES, with_predictions))
     _take(export, dataset_folder, [folder / name for name in layout.MODEL_FILES])
+
+
+def _pools(name: str, suffix: str, folds: Sequence[str]) -> bool:
+    """Whether a folder pools exported folds alone, of the checkpoint with this suffix."""
+    return name.endswith(suffix) and set(name.removeprefix(layout.CROSSVALIDATION).removesuffix(suffix).split("_")) <= set(folds)
 
 
 def _files_of_predictions(folder: Path, patterns: Sequence[str], with_predictions: bool) -> list[Path]:
@@ -256,6 +271,19 @@ def _notes_on_cascades(export: ModelExport) -> list[str]:
         previous = plans_manager.get_configuration(configuration).previous_stage_name
         if previous is not None and f"{trainer}__{plans}__{previous}" not in export.models:
             notes.append(f"{configuration} starts from predictions of {previous}, which is not in the zip file.")
+    return notes
+
+
+def _notes_on_instructions(export: ModelExport, checkpoint_names: Sequence[str]) -> list[str]:
+    """Which checkpoints of exported models the instructions beside them predict with, though they were not exported."""
+    file = Path(nnUNet_results) / export.dataset_name / layout.INFORMATION
+    best = load_json(file).get("best_model_or_ensemble", {}) if file.is_file() else {}
+    notes = []
+    for entry in best.get("selected_model_or_models", []):
+        model = convert_trainer_plans_config_to_identifier(entry["trainer"], entry["plans_identifier"], entry["configuration"])
+        checkpoint = entry.get("checkpoint", FINAL_CHECKPOINT)
+        if model in export.models and checkpoint not in checkpoint_names:
+            notes.append(f"The instructions predict {model} with {checkpoint}, which is not in the zip file. Add it with -chk.")
     return notes
 
 

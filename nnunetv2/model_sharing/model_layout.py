@@ -6,7 +6,7 @@
         TRAINER__PLANS__CONFIGURATION/
             plans.json  dataset.json  dataset_fingerprint.json  classification_calibration.json
             fold_0/     checkpoint_final.pth  debug.json  progress.png  validation/
-            crossval_results_folds_0_1_2_3_4/   summary.json  classification.csv  cross_validation.json  postprocessing.pkl
+            crossval_results_folds_0_1_2_3_4/   plans.json  summary.json  classification.csv  cross_validation.json  postprocessing.pkl
         ensembles/ensemble___MODEL___MODEL___FOLDS/
         inference_information.json  inference_instructions.txt
 """
@@ -31,8 +31,9 @@ CROSSVALIDATION = "crossval_results_folds_"
 ENSEMBLES = "ensembles"
 POSTPROCESSING = ("postprocessing.pkl", "postprocessing.json")
 # Patterns of what is kept of folders that pool folds: scores, tables of classes, which fold every case is from, and what to do with predictions.
-POOLED_FILES = (*SUMMARIES, "classification*.csv", CROSS_VALIDATION_FILE, *POSTPROCESSING)
-DATASET_FILES = ("inference_information.json", "inference_instructions.txt")
+POOLED_FILES = (PLANS, *SUMMARIES, "classification*.csv", CROSS_VALIDATION_FILE, *POSTPROCESSING)
+INFORMATION = "inference_information.json"
+DATASET_FILES = (INFORMATION, "inference_instructions.txt")
 PROBABILITY_ENDINGS = (".npz", ".pkl")  # of predictions: large, and of use for ensembles of the same cases only
 # What is known about every patient of a training, where it was written into dataset.json.
 PRIVATE_KEYS = ("case_labels", "case_groups")

@@ -186,6 +186,6 @@ def _calibration(content: ReportContent, task: ClassificationTask) -> list[Marku
         else ""
     )
     kept = f" Raw probabilities are kept: {report['reason']}." if report.get("reason") else ""
-    return [
-        paragraph(f"The model has a calibration, which is applied to new predictions; the scores here are those before it.{gain}{kept}")
-    ]
+    of = content.calibration.get("checkpoint", "checkpoint_final.pth")
+    text = f"The model has a calibration, which is applied to new predictions of {of}; the scores here are those before it.{gain}{kept}"
+    return [paragraph(text)]

@@ -95,6 +95,8 @@ def run_training(
         validation_folder_name(checkpoint)  # raises for what is no name of a checkpoint
     if further_validated_checkpoints and disable_checkpointing:
         raise ValueError("-val_chk needs checkpoints, which --disable_checkpointing does not write.")
+    if further_validated_checkpoints:
+        check_validates_further(recursive_find_trainer_class_by_name(trainer_class_name))
     _prepare_device(device)
     # Loggers add the scores of a repeated validation to what they have of the training.
     goes_on = continue_training or only_run_validation or only_refit_heads
@@ -133,7 +135,10 @@ def validate_further(trainer: nnUNetTrainer, checkpoints: Sequence[str], export_
 
     Raises:
         FileNotFoundError: If one does not exist; before anything is predicted.
+        ValueError: If the trainer validates in a way of its own, see :func:`check_validates_further`.
     """
+    if checkpoints:
+        check_validates_further(type(trainer))
     missing = [name for name in checkpoints if not isfile(join(trainer.output_folder, name))]
     if missing:
         found = sorted(path.name for path in Path(trainer.output_folder).glob("checkpoint_*.pth"))
@@ -146,6 +151,21 @@ def validate_further(trainer: nnUNetTrainer, checkpoints: Sequence[str], export_
         trainer.load_checkpoint(join(trainer.output_folder, name))
         trainer.print_to_log_file(f"Validating {name} into {trainer.validation_name}")
         trainer.perform_actual_validation(export_validation_probabilities)
+
+
+def check_validates_further(trainer_class: type) -> None:
+    """Raise ValueError unless the trainer's ``perform_actual_validation`` writes where ``validation_name`` says.
+
+    One that was written for nnU-Net writes to ``validation`` whatever the checkpoint, and would replace the results of the final one.
+    """
+    owner = next(c for c in trainer_class.__mro__ if "perform_actual_validation" in vars(c))
+    # Of the class that has the method, not inherited: what a class says holds for its own method.
+    if not vars(owner).get("validates_into_validation_name", False):
+        raise ValueError(
+            f"-val_chk: {trainer_class.__name__} validates in a way of its own ({owner.__name__}.perform_actual_validation), which may replace "
+            "the results of checkpoint_final.pth by those of another checkpoint. Leave out -val_chk; or have the method write to "
+            "join(self.output_folder, self.validation_name), and set validates_into_validation_name = True in the same class."
+        )
 
 
 def slow_torch_warning(device: torch.device) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +31,18 @@ def test_every_part_is_measured(tiny_training, tmp_path: Path, capsys, monkeypat
     assert (speed["trainer"], speed["workers"], speed["dataset"]) == (trainer, int(workers), "Dataset001_Classes")
     assert speed["bottleneck"]["kind"] in said
     assert not list(tiny_training["results"].iterdir())
+
+
+def test_folds_are_not_written_for_a_measurement(tiny_training, tmp_path: Path, monkeypatch) -> None:
+    """Preprocessed data may be another one's, and read-only; without splits_final.json the trainer makes up folds."""
+    preprocessed = tmp_path / "preprocessed"
+    shutil.copytree(tiny_training["preprocessed"] / "Dataset002_Plain", preprocessed / "Dataset002_Plain")
+    (preprocessed / "Dataset002_Plain" / "splits_final.json").unlink(missing_ok=True)
+    before = sorted(preprocessed.rglob("*"))
+    monkeypatch.setenv("nnUNet_preprocessed", str(preprocessed))
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    main(["-d", "2", "-p", PLANS, "-c", "3d_fullres", "-device", "cpu", "-seconds", "0.1"])
+    assert sorted(preprocessed.rglob("*")) == before
 
 
 def test_a_dataset_that_is_not_preprocessed_is_one_line(nnunet_folders, capsys) -> None:

@@ -95,6 +95,32 @@ def test_one_fold_says_that_nothing_is_held_out(preprocessed, capsys) -> None:
     assert json.loads((model / "classification_calibration.json").read_text())["tasks"]["subtype"]["report"]["held_out"] is None
 
 
+def test_the_calibration_names_the_checkpoint_it_was_fitted_on(preprocessed, capsys) -> None:
+    """The final one; that of --val_best; and a further one, whose tables are used then."""
+    model = write_model(preprocessed, temperature=2.0)
+    file = model / "classification_calibration.json"
+    further = ["-m", str(model), "-chk", "checkpoint_best_joint.pth"]
+    with pytest.raises(SystemExit):
+        main(further)
+    assert "nnUNetv2_train with --val -val_chk checkpoint_best_joint.pth" in capsys.readouterr().err
+    main(["-m", str(model)])
+    final = json.loads(file.read_text())
+    assert final["checkpoint"] == "checkpoint_final.pth"
+    sharper = write_model(preprocessed / "sharper", temperature=4.0)
+    for fold in (0, 1, 3):
+        shutil.copytree(sharper / f"fold_{fold}" / "validation", model / f"fold_{fold}" / "validation_best_joint")
+        (model / f"fold_{fold}" / "validation" / "summary.json").write_text('{"checkpoint": "checkpoint_best.pth"}')
+    main(["-m", str(model)])
+    assert json.loads(file.read_text()) == final | {"checkpoint": "checkpoint_best.pth"}
+    main(further)
+    fitted = json.loads(file.read_text())
+    assert fitted["checkpoint"] == "checkpoint_best_joint.pth"
+    assert fitted["tasks"]["subtype"]["temperatures"][0] > 1.5 * final["tasks"]["subtype"]["temperatures"][0]
+    (model / "fold_1" / "validation" / "summary.json").unlink()
+    with pytest.raises(RuntimeError, match="fold 0: checkpoint_best.pth, fold 1: checkpoint_final.pth"):
+        calibrate_classification(model)
+
+
 def test_labels_can_be_given(preprocessed, monkeypatch, capsys) -> None:
     model = write_model(preprocessed, temperature=2.0)
     reference = preprocessed / "elsewhere.csv"

@@ -850,6 +850,16 @@ def test_the_calibration_is_left_out_on_demand_and_for_other_ways_of_predicting(
         assert ("it is not applied to 'joint' and 'max'" in printed) == (index == 1)
 
 
+def test_the_calibration_of_another_checkpoint_is_not_applied(calibrated_model, images, tmp_path, tasks, capsys) -> None:
+    for fold in calibrated_model.glob("fold_*"):
+        shutil.copy(fold / "checkpoint_final.pth", fold / "checkpoint_best.pth")
+    predictor = nnUNetPredictor(device=CPU, allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(calibrated_model), (0,), "checkpoint_best.pth")
+    predictor.predict_from_files(str(images), str(tmp_path / "out"), save_classification=True)
+    assert "raw_probability" not in (tmp_path / "out" / "classification.csv").read_text()
+    assert "fitted on predictions of checkpoint_final.pth; it is not applied to those of checkpoint_best.pth" in capsys.readouterr().out
+
+
 def test_a_calibration_for_other_classes_is_refused(calibrated_model) -> None:
     file = calibrated_model / "classification_calibration.json"
     file.write_text(file.read_text().replace('"G1"', '"G0"'))

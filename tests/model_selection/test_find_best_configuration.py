@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -25,6 +26,7 @@ from nnunetv2.evaluation.find_best_configuration import (
     generate_inference_command,
     print_inference_instructions,
 )
+from nnunetv2.model_selection.find_best_configuration import Candidate, _best_checkpoint
 from nnunetv2.postprocessing.remove_connected_components import determine_postprocessing, load_postprocessing
 from nnunetv2.utilities.file_io import load_json, save_json
 from nnunetv2.utilities.label_handling.classification_labels import classification_tasks
@@ -168,6 +170,7 @@ def validate_further_checkpoint(model: Path, checkpoint: str, tasks: dict, folds
     name = checkpoint.removeprefix("checkpoint_").removesuffix(".pth")
     for fold in folds:
         target = model / f"fold_{fold}" / f"validation_{name}"
+        (model / f"fold_{fold}" / checkpoint).touch()
         shutil.copytree(model / f"fold_{fold}" / "validation", target)
         for file in target.glob("classification_joint*.csv"):
             file.unlink()
@@ -215,7 +218,64 @@ def test_the_dice_counts_as_much_as_the_classes_when_the_checkpoint_is_chosen(jo
     assert list(found["checkpoints"][FULL]) == ["checkpoint_best_joint.pth", "checkpoint_final.pth"]
     assert "checkpoint" not in found["best_model_or_ensemble"]["selected_model_or_models"][0]
     out = capsys.readouterr().out
-    assert f"checkpoint_best.pth of {FULL} is left out, because not every fold has validation_best." in out
+    assert (
+        f"checkpoint_best.pth of {FULL} is left out, because not every fold has validation_best of this checkpoint (fold 1: no val" in out
+    )
+
+
+def test_checkpoints_are_compared_by_dice_where_one_of_them_has_no_classes(joint, capsys) -> None:
+    """The final one, whose classes are left out, segments better."""
+    model = joint.results / FULL
+    tasks = classification_tasks(load_json(joint.raw / "dataset.json"))
+    validate_further_checkpoint(model, "checkpoint_best_joint.pth", tasks)
+    for file in model.rglob("validation_best_joint/*.nii.gz"):
+        sitk.WriteImage(0 * sitk.ReadImage(str(file)), str(file))
+    for file in (model / "fold_1" / "validation").glob("classification*"):
+        file.unlink()
+    find_best_configuration_entry(["1", "-c", "3d_fullres", "-f", "0", "1", "2", "-np", "1"])
+    found = information(joint)
+    assert found["checkpoints"][FULL]["checkpoint_final.pth"]["case_scores_of_heads"] == {}
+    assert "checkpoint" not in found["best_model_or_ensemble"]["selected_model_or_models"][0]
+    out = capsys.readouterr().out
+    assert "Not every checkpoint has a case score, so only the Dice is compared." in out
+    assert "Of these 2 checkpoints those with the highest Dice are taken; being the best of 2" in out
+
+
+@pytest.mark.parametrize(
+    ("final", "further", "chosen"),
+    [
+        ((0.8, 0.2), (0.7, 0.9), "further"),
+        ((0.6, None), (0.7, np.nan), "further"),
+        ((0.6, np.nan), (0.7, np.nan), "further"),  # no case score at all: the Dice
+        ((0.8, np.nan), (0.7, 1.0), "final"),
+        ((0.8, 0.1), (0.7, None), "final"),
+        ((0.7, 0.5), (0.7, 0.5), "final"),
+    ],
+)
+def test_case_scores_count_only_if_every_checkpoint_has_one(final, further, chosen, tmp_path) -> None:
+    candidates = [
+        Candidate(name=name, folder=tmp_path, members=(), dice=dice, classes=None if score is None else {"case_score": score})
+        for name, (dice, score) in {"final": final, "further": further}.items()
+    ]
+    assert _best_checkpoint(candidates).name == chosen
+
+
+def test_a_validation_counts_only_beside_the_checkpoint_it_is_of(joint, capsys) -> None:
+    """A copy of a user's, and what an older training has left."""
+    model = joint.results / FULL
+    tasks = classification_tasks(load_json(joint.raw / "dataset.json"))
+    for checkpoint in ("checkpoint_old.pth", "checkpoint_best.pth", "checkpoint_best_joint.pth"):
+        validate_further_checkpoint(model, checkpoint, tasks)
+    for fold in range(3):
+        (model / f"fold_{fold}" / "checkpoint_old.pth").unlink()
+    summary = model / "fold_1" / "validation_best" / "summary.json"
+    later = summary.stat().st_mtime + 10
+    os.utime(model / "fold_1" / "checkpoint_best.pth", (later, later))
+    find_best_configuration_entry(["1", "-c", "3d_fullres", "-f", "0", "1", "2", "-np", "1"])
+    assert list(information(joint)["checkpoints"][FULL]) == ["checkpoint_best_joint.pth", "checkpoint_final.pth"]
+    out = capsys.readouterr().out
+    assert "(fold 0: no checkpoint_old.pth; fold 1: no checkpoint_old.pth; fold 2: no checkpoint_old.pth)" in out
+    assert "(fold 1: checkpoint_best.pth is newer than its validation; run nnUNetv2_train ... --val -val_chk checkpoint_best.pth" in out
 
 
 def test_a_cascade_begins_with_the_checkpoint_it_was_trained_on(nnunet_folders) -> None:

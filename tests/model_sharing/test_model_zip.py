@@ -207,6 +207,34 @@ def test_fold_all_and_other_checkpoints_are_exported(results, tmp_path) -> None:
     assert checkpoints == ["fold_all/checkpoint_best_joint.pth", "fold_all/checkpoint_final.pth"]
 
 
+def test_what_the_instructions_for_a_chosen_checkpoint_need_is_exported(results, tmp_path, capsys) -> None:
+    """The folder of the postprocessing and its plans; what belongs to other checkpoints or folds stays."""
+    model = results / DATASET / MODEL
+    for name in ("best_joint", "best"):
+        pooled = shutil.copytree(model / "crossval_results_folds_0_1", model / f"crossval_results_folds_0_1_{name}")
+        shutil.copy(model / "plans.json", pooled)
+        for fold in ("fold_0", "fold_1"):
+            shutil.copy(model / fold / "checkpoint_final.pth", model / fold / f"checkpoint_{name}.pth")
+            shutil.copytree(model / fold / "validation", model / fold / f"validation_{name}")
+    shutil.copytree(model / "crossval_results_folds_0_1_best_joint", model / "crossval_results_folds_0_1_2_best_joint")
+    chosen = {"configuration": "3d_fullres", "trainer": "nnUNetTrainerMultitask", "plans_identifier": "nnUNetPlans"}
+    information = {"best_model_or_ensemble": {"selected_model_or_models": [{**chosen, "checkpoint": "checkpoint_best_joint.pth"}]}}
+    (results / DATASET / "inference_information.json").write_text(json.dumps(information))
+    note = f"The instructions predict {MODEL} with checkpoint_best_joint.pth, which is not in the zip file. Add it with -chk."
+    assert not any("best" in name for name in names_in(exported(tmp_path)))
+    assert note in capsys.readouterr().out
+    export_entry(["-d", "999", "-o", str(tmp_path / "m.zip"), "-c", "3d_fullres", *OPTIONS, "-chk", "checkpoint_best_joint.pth"])
+    assert note not in capsys.readouterr().out
+    expected = [
+        f"crossval_results_folds_0_1_best_joint/{name}" for name in ("plans.json", "postprocessing.json", "postprocessing.pkl", *POOLED)
+    ]
+    for fold in (0, 1):
+        expected += [f"fold_{fold}/validation_best_joint/{name}" for name in ("classification_summary.json", "summary.json")]
+        expected += [f"fold_{fold}/checkpoint_best_joint.pth"]
+    found = [name.removeprefix(f"{DATASET}/{MODEL}/") for name in names_in(tmp_path / "m.zip") if "best" in name]
+    assert found == sorted(expected)
+
+
 def test_what_else_is_needed_to_predict_is_said(tmp_path, nnunet_folders, capsys) -> None:
     content = plans()
     configurations = content["configurations"]

@@ -11,10 +11,18 @@ from typing import Any
 import pytest
 import torch
 from tiny_datasets import PLANS
-from tiny_trainings import CPU, same
+from tiny_trainings import CPU, make_trainer, same
 
 from nnunetv2.run import run_training as run_training_module
-from nnunetv2.run.run_training import _run_options, get_trainer_from_args, run_training, slow_torch_warning
+from nnunetv2.run.run_training import (
+    _run_options,
+    check_validates_further,
+    get_trainer_from_args,
+    run_training,
+    slow_torch_warning,
+    validate_further,
+)
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.checkpoint_io import load_checkpoint_file
 
 Folders = dict[str, Path]
@@ -92,6 +100,45 @@ def test_further_checkpoints_are_validated_beside_the_final_one(tiny_training: F
     run(1, "nnUNetTrainerMultitask", only_run_validation=True, further_validated_checkpoints=["checkpoint_best_joint.pth"])
     assert json.loads((fold / "validation_best_joint" / "summary.json").read_text()) == further
     assert {path: path.stat().st_mtime_ns for path in (fold / "validation").iterdir()} == before
+
+
+class ValidatesByItself(nnUNetTrainer):
+    """As users of nnU-Net write it: the folder has a fixed name."""
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        Path(self.output_folder, "validation").mkdir(exist_ok=True)
+        Path(self.output_folder, "validation", "summary.json").write_text(
+            "of the final checkpoint" if self.network is None else "of another"
+        )
+
+
+class ValidatesWhereAsked(ValidatesByItself):
+    validates_into_validation_name = True
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        Path(self.output_folder, self.validation_name).mkdir()
+
+
+class InheritsTheValidation(ValidatesByItself):
+    validates_into_validation_name = True  # the method is another class's
+
+
+def test_a_validation_of_the_users_own_does_not_replace_the_final_checkpoints_results(tiny_training: Folders) -> None:
+    trainer = make_trainer(ValidatesByItself, tiny_training["preprocessed"], dataset="Dataset002_Plain")
+    trainer.perform_actual_validation()
+    Path(trainer.output_folder, "checkpoint_best.pth").touch()
+    with pytest.raises(ValueError, match="-val_chk: ValidatesByItself validates in a way of its own .* set validates_into_validation_name"):
+        validate_further(trainer, ["checkpoint_best.pth"])
+    assert Path(trainer.output_folder, "validation", "summary.json").read_text() == "of the final checkpoint"
+    with pytest.raises(ValueError, match=r"InheritsTheValidation .*ValidatesByItself\.perform"):
+        check_validates_further(InheritsTheValidation)
+    check_validates_further(ValidatesWhereAsked)
+
+
+def test_such_a_trainer_is_refused_before_it_trains(tiny_training: Folders) -> None:
+    with pytest.raises(ValueError, match="-val_chk: nnUNetTrainerBenchmark_5epochs validates in a way of its own"):
+        run(trainer="nnUNetTrainerBenchmark_5epochs", further_validated_checkpoints=["checkpoint_best.pth"])
+    assert not list(tiny_training["results"].iterdir())
 
 
 def test_without_checkpointing_no_checkpoint_is_written(tiny_training: Folders) -> None:

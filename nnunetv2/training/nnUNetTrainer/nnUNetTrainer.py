@@ -123,6 +123,8 @@ class nnUNetTrainer:
     # nnU-Net's decoders keep the layers of the coarser outputs.
     find_unused_parameters: bool | None = None
     seed: int | None = None  # None: one is drawn and written to the log
+    # That perform_actual_validation of this class writes where validation_name says; a class that overrides the method has to say so anew.
+    validates_into_validation_name = True
 
     def __init__(
         self, plans: dict, configuration: str, fold: int | str, dataset_json: dict, device: torch.device = torch.device("cuda")
@@ -178,6 +180,7 @@ class nnUNetTrainer:
         self.validated_checkpoint: str | None = None  # named in summary.json if it is not the final one
         self.validation_name = "validation"  # folder of the validation; further checkpoints have one each
         self.run_options: dict[str, int] = {}  # the RUN_OPTIONS that were asked for, as opposed to those of the class
+        self.writes_splits = True  # splits_final.json, if absent; off where a training is only measured
         self._seeded = False
         self._compiler_failed = False
         self._pending_rng_state: Mapping | None = None
@@ -188,10 +191,12 @@ class nnUNetTrainer:
         self.log_file = join(self.output_folder, f"training_log_{now.year}_{now.month}_{now.day}_{now.strftime('%H_%M_%S')}.txt")
         self._log_has_begun = False
         self._continues_training = continue_training
+        # As in nnU-Net: constructors of subclasses write into it. Logger and log file begin at their first use.
+        os.makedirs(self.output_folder, exist_ok=True)
 
     @cached_property
     def logger(self) -> MetaLogger:
-        """The curves. Made at its first use, so that a trainer which is only looked at leaves nothing behind, here or on a server."""
+        """The curves. Made at its first use, so that a trainer which is only looked at leaves no file behind, here or on a server."""
         os.makedirs(self.output_folder, exist_ok=True)
         logger = MetaLogger(self.output_folder, self._continues_training, warn=lambda text: self.print_to_log_file(f"WARNING: {text}"))
         shown = {key: value for key, value in self.dataset_json.items() if key not in ENTRIES_ABOUT_CASES}
@@ -504,7 +509,7 @@ class nnUNetTrainer:
         return train_keys, val_keys
 
     def _splits(self, identifiers: list[str], groups: dict[str, str] | None) -> list[dict[str, list[str]]]:
-        """Content of ``splits_final.json``, which is written if absent."""
+        """Content of ``splits_final.json``, which is written if absent and ``writes_splits``; what is made is the same every time."""
         file = join(self.preprocessed_dataset_folder_base, "splits_final.json")
         if os.path.isfile(file):
             splits = load_json(file)
@@ -519,7 +524,7 @@ class nnUNetTrainer:
                 self.print_to_log_file(f"WARNING: {problem}")
         else:
             splits = generate_crossval_split(identifiers, seed=12345, n_splits=5)
-        if self.local_rank == 0:
+        if self.local_rank == 0 and self.writes_splits:
             save_json(splits, file, sort_keys=False)
         return splits
 

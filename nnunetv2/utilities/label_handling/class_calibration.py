@@ -21,6 +21,7 @@ from nnunetv2.utilities.label_handling.classification_labels import Classificati
 
 CALIBRATION_FILE = "classification_calibration.json"
 VERSION = 1
+DEFAULT_CHECKPOINT = "checkpoint_final.pth"  # of files that do not say which
 METHODS = ("temperature", "vector")
 # Probabilities are kept this far from 0 and 1, where logits end; float32 softmax outputs resolve about this much.
 SMALLEST = 1e-9
@@ -70,19 +71,20 @@ class ClassCalibration:
     heads: str  # of the predictions it was fitted on
     aggregation: str  # of their tiles
     tasks: Mapping[str, TaskCalibration]
+    checkpoint: str = DEFAULT_CHECKPOINT  # of each fold, which predicted them
     fitted_on: Mapping[str, Any] = field(default_factory=dict)  # folds and tables; for people
 
     def apply(self, probabilities: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Calibrated probabilities by task; tasks without a calibration stay as they are."""
         return {name: self.tasks[name].apply(values) if name in self.tasks else values for name, values in probabilities.items()}
 
-    def fits(self, tasks: Mapping[str, ClassificationTask], heads: str, aggregation: str) -> bool:
+    def fits(self, tasks: Mapping[str, ClassificationTask], heads: str, aggregation: str, checkpoint: str = DEFAULT_CHECKPOINT) -> bool:
         """Whether it was fitted on predictions that were made in this way.
 
         Without evidence tiles count the same, so that the aggregations ``evidence`` and ``mean`` are one.
         """
         same = {aggregation, self.aggregation} <= {"evidence", "mean"} and not any(task.evidence for task in tasks.values())
-        return heads == self.heads and (aggregation == self.aggregation or same)
+        return (heads, checkpoint) == (self.heads, self.checkpoint) and (aggregation == self.aggregation or same)
 
     def save(self, path: str | Path) -> None:
         """Write the file in one step."""
@@ -91,6 +93,7 @@ class ClassCalibration:
             "method": self.method,
             "heads": self.heads,
             "aggregation": self.aggregation,
+            "checkpoint": self.checkpoint,
             "fitted_on": self.fitted_on,
             "tasks": {
                 name: {
@@ -132,6 +135,7 @@ class ClassCalibration:
                 for name, values in content["tasks"].items()
             }
             method, heads, aggregation = content["method"], content["heads"], content["aggregation"]
+            checkpoint = str(content.get("checkpoint", DEFAULT_CHECKPOINT))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}. {advice}") from error
         other = [
@@ -141,7 +145,8 @@ class ClassCalibration:
         ]
         if other:
             raise ValueError(f"{path} was fitted for other classes than the model's: {', '.join(other)}. {advice}")
-        return cls(method=method, heads=heads, aggregation=aggregation, tasks=calibrations, fitted_on=content.get("fitted_on", {}))
+        fitted_on = content.get("fitted_on", {})
+        return cls(method=method, heads=heads, aggregation=aggregation, tasks=calibrations, checkpoint=checkpoint, fitted_on=fitted_on)
 
 
 def logits_of(task_type: str, probabilities: np.ndarray) -> np.ndarray:

@@ -65,14 +65,28 @@ def test_the_attributes_that_subclasses_rely_on_have_nnunets_defaults(tiny_train
     assert Path(trainer.log_file).parent == fold
 
 
-def test_a_trainer_that_is_only_made_writes_nothing(tiny_training: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trainer_that_is_only_made_writes_no_file(tiny_training: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("nnUNet_csv_enabled", "1")
     trainer = nnUNetTrainer(**arguments(tiny_training))
-    assert list(tiny_training["results"].iterdir()) == []
+    assert [path for path in tiny_training["results"].rglob("*") if not path.is_dir()] == []
+    assert list(Path(trainer.output_folder).iterdir()) == []
     trainer.print_to_log_file("Something to say")
     log = Path(trainer.log_file).read_text()
     assert log.index("Please cite") < log.index("Something to say")
     assert log.count("Please cite") == 1
+
+
+class TrainerThatWritesWhenMade(nnUNetTrainer):
+    """A subclass whose constructor uses the output folder, which nnU-Net has made by then."""
+
+    def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        Path(self.output_folder, "mine.txt").write_text("settings")
+
+
+def test_constructors_of_subclasses_may_write_into_the_output_folder(tiny_training: Folders) -> None:
+    trainer = TrainerThatWritesWhenMade(**arguments(tiny_training))
+    assert Path(trainer.output_folder, "mine.txt").read_text() == "settings"
 
 
 class TrainerWithOwnArguments(nnUNetTrainer):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -89,3 +90,14 @@ def test_it_belongs_to_one_way_of_predicting() -> None:
     assert not calibration().fits(with_evidence, "joint", "mean")
     assert not calibration().fits(TASKS, "joint", "max")
     assert not calibration().fits(TASKS, "other", "evidence")
+    assert not calibration().fits(TASKS, "joint", "evidence", "checkpoint_best.pth")
+
+
+def test_a_file_that_names_no_checkpoint_is_of_the_final_one(tmp_path: Path) -> None:
+    calibration().save(tmp_path / "c.json")
+    content = json.loads((tmp_path / "c.json").read_text())
+    assert content.pop("checkpoint") == "checkpoint_final.pth"
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    assert ClassCalibration.load(tmp_path / "c.json", TASKS).checkpoint == "checkpoint_final.pth"
+    (tmp_path / "c.json").write_text(json.dumps(content | {"checkpoint": "checkpoint_best.pth"}))
+    assert ClassCalibration.load(tmp_path / "c.json", TASKS).checkpoint == "checkpoint_best.pth"
