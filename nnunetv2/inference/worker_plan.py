@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from nnunetv2.imageio.image_size import ImageSize, sizes_of_cases
 from nnunetv2.preprocessing.memory_need import bytes_to_preprocess, enlargement
+from nnunetv2.preprocessing.resampling.blockwise_resampling import works_in_blocks
 from nnunetv2.utilities.default_n_proc_DA import usable_cpus
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.machine import UsableMemory, as_gigabytes, usable_memory
 from nnunetv2.utilities.worker_numbers import USABLE_SHARE, WORKER_BYTES
 
@@ -17,9 +19,13 @@ if TYPE_CHECKING:
 
 USUAL_WORKERS = 3  # nnU-Net's numbers of processes that read, and that write
 LOGIT_BYTES = 4
-# While labels are made: a resampled channel, the best value so far, labels, and intermediate axes, each by voxel of the image.
-EXPORT_BYTES_PER_VOXEL = 20
-PROBABILITY_BYTES = 8  # by class and voxel of the image, where probabilities are written: logits and probabilities
+# By voxel of the image while results are made and written, beside the logits; above measured peaks (2, 27, 22, and 58 with 6 classes).
+# In blocks there are labels, and for probabilities a few channels, however many classes there are.
+EXPORT_BYTES_PER_VOXEL = 5
+EXPORT_BYTES_WITH_PROBABILITIES = 30
+# Otherwise a resampled channel, the best value so far, labels and intermediate axes; for probabilities logits and probabilities by class.
+CHANNEL_EXPORT_BYTES_PER_VOXEL = 24
+BYTES_OF_ALL_CLASSES = 10
 # Results in the main process: the one that the tiles are added to, and the mean over folds.
 RESULTS_OF_NETWORK = 2
 
@@ -64,14 +70,30 @@ def largest_need(
         with_probabilities: They are written too.
     """
 
+    export_bytes_per_voxel = _export_bytes_per_voxel(plans_manager, configuration_manager, num_heads, with_probabilities)
+
     def need(identifier: str, sizes: Sequence[ImageSize]) -> PredictionNeed:
         voxels = max((size.voxels for size in sizes), default=0)
         factor = enlargement(sizes[0].spacing, plans_manager, configuration_manager) if sizes else 1.0
         result = round(LOGIT_BYTES * num_heads * voxels * factor)
-        export = voxels * (PROBABILITY_BYTES * num_heads if with_probabilities else EXPORT_BYTES_PER_VOXEL)
+        export = voxels * export_bytes_per_voxel
         return PredictionNeed(identifier, bytes_to_preprocess(sizes, plans_manager, configuration_manager), result, result + export)
 
     return max((need(name, sizes) for name, sizes in sizes_of_cases(images).items()), key=lambda found: found.total(1, 1))
+
+
+def _export_bytes_per_voxel(
+    plans_manager: PlansManager, configuration_manager: ConfigurationManager, num_heads: int, with_probabilities: bool
+) -> int:
+    """Beside the logits; ``export_prediction`` goes by blocks, by channel, or takes all classes at once."""
+    function = configuration_manager.resampling_fn_probabilities
+    has_own_labels = plans_manager.label_manager_class is not LabelManager
+    has_own_resampling = not getattr(function, "func", function).__module__.startswith("nnunetv2.preprocessing.resampling.")
+    if has_own_labels or has_own_resampling:
+        return CHANNEL_EXPORT_BYTES_PER_VOXEL + BYTES_OF_ALL_CLASSES * num_heads
+    if works_in_blocks(function):
+        return EXPORT_BYTES_WITH_PROBABILITIES if with_probabilities else EXPORT_BYTES_PER_VOXEL
+    return max(CHANNEL_EXPORT_BYTES_PER_VOXEL, BYTES_OF_ALL_CLASSES * num_heads if with_probabilities else 0)
 
 
 def plan_prediction_workers(

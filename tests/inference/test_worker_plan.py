@@ -48,11 +48,21 @@ def test_need_grows_with_classes_finer_spacing_and_probabilities(tmp_path: Path)
     write_images(tmp_path, number=1)
     images = {"case_0": [str(tmp_path / "case_0_0000.nii.gz")]}
 
-    def need(heads: int, spacing=(1.0, 1.0, 1.0), with_probabilities: bool = False) -> PredictionNeed:
-        manager = PlansManager(plans(spacing=spacing))
+    def need(heads: int, spacing=(1.0, 1.0, 1.0), with_probabilities: bool = False, order: int = 1) -> PredictionNeed:
+        content = plans(spacing=spacing)
+        content["configurations"]["3d_fullres"]["resampling_fn_probabilities_kwargs"]["order"] = order
+        manager = PlansManager(content)
         return largest_need(images, manager, manager.get_configuration("3d_fullres"), heads, with_probabilities)
 
     voxels = 20 * 22 * 18
     assert need(3).result == 4 * 3 * voxels
     assert need(3, (0.5, 0.5, 0.5)).result == 4 * 3 * 8 * voxels
     assert need(30, with_probabilities=True).writing > need(30).writing > need(3).writing
+
+    def export(heads: int, **options) -> int:
+        return need(heads, **options).writing - need(heads, **options).result
+
+    # block by block the number of classes does not count; cubic splines take whole channels, and for probabilities all of them
+    assert export(30) == export(3) < export(30, with_probabilities=True) == export(3, with_probabilities=True)
+    assert export(30, order=3) == export(3, order=3) > 4 * export(3)
+    assert export(30, order=3, with_probabilities=True) > 30 * 8 * voxels

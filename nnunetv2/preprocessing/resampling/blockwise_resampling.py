@@ -7,13 +7,14 @@ range of the part of the input that the block reads, so that many channels need 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from nnunetv2.configuration import ANISO_THRESHOLD
-from nnunetv2.preprocessing.resampling.default_resampling import determine_do_sep_z_and_axis
+from nnunetv2.preprocessing.resampling.default_resampling import determine_do_sep_z_and_axis, resample_data_or_seg_to_shape
 from nnunetv2.preprocessing.resampling.interpolation_operators import linear_taps, nearest_indices
 
 # Splines of these orders never leave the range of their neighbours.
@@ -110,6 +111,15 @@ def blockwise_resampling(
     axes = sorted((2, 1, 0), key=lambda a: factors[a])
     blocks = tuple(_axis_blocks(int(old), int(new), spline) for old, new, spline in zip(shape, new_shape, orders, strict=True))
     return BlockwiseResampling(blocks, tuple(axes))
+
+
+def works_in_blocks(function: Callable) -> bool:
+    """Whether a function of plans is one that :func:`blockwise_resampling` can replace for images of every shape and spacing."""
+    if not isinstance(function, functools.partial) or function.func is not resample_data_or_seg_to_shape or function.args:
+        return False
+    keywords = function.keywords
+    orders = keywords.get("order", 3), keywords.get("order_z", 0)  # as above
+    return not keywords.get("is_seg", False) and all(order in CONVEX_ORDERS for order in orders)
 
 
 def _axis_blocks(old: int, new: int, order: int) -> tuple[AxisBlock, ...]:
