@@ -199,14 +199,12 @@ def validated_checkpoints(model_folder: str | os.PathLike, folds: Sequence[int |
     A folder counts if its checkpoint is there and has not changed since: a new training leaves the folders of an older one as they are.
     """
     model = Path(model_folder)
-    by_fold = {fold: {folder.name: folder for folder in model.glob(f"fold_{fold}/{VALIDATION}_*")} for fold in folds}
+    names = {file.parent.name for fold in folds for file in model.glob(f"fold_{fold}/{VALIDATION}_*/summary.json")}
     complete, reasons = [], []
-    for name in sorted(set().union(*by_fold.values())):
+    for name in sorted(names):
         checkpoint = f"checkpoint_{name.removeprefix(f'{VALIDATION}_')}.pth"
-        if not CHECKPOINT_NAME.fullmatch(checkpoint) or not any(
-            (found[name] / "summary.json").is_file() for found in by_fold.values() if name in found
-        ):
-            continue  # a folder of the user's, or one of a validation that has not finished anywhere
+        if not CHECKPOINT_NAME.fullmatch(checkpoint) or checkpoint == FINAL_CHECKPOINT:
+            continue  # a folder of the user's; the final one's is VALIDATION
         problems = {fold: problem for fold in folds if (problem := _problem_of_validation(model / f"fold_{fold}" / name, checkpoint))}
         if not problems:
             complete.append(checkpoint)

@@ -17,6 +17,7 @@ from nnunetv2.cli.find_best_configuration import find_best_configuration_entry
 from nnunetv2.cli.predict import build_predict_parser
 from nnunetv2.ensembling.ensemble import ensemble_crossvalidations
 from nnunetv2.evaluation import evaluate_predictions
+from nnunetv2.evaluation.accumulate_cv_results import validated_checkpoints
 from nnunetv2.evaluation.evaluate_predictions import load_summary_json
 from nnunetv2.evaluation.find_best_configuration import (
     default_trained_models,
@@ -264,7 +265,7 @@ def test_a_validation_counts_only_beside_the_checkpoint_it_is_of(joint, capsys) 
     """A copy of a user's, and what an older training has left."""
     model = joint.results / FULL
     tasks = classification_tasks(load_json(joint.raw / "dataset.json"))
-    for checkpoint in ("checkpoint_old.pth", "checkpoint_best.pth", "checkpoint_best_joint.pth"):
+    for checkpoint in ("checkpoint_old.pth", "checkpoint_final.pth", "checkpoint_best.pth", "checkpoint_best_joint.pth"):
         validate_further_checkpoint(model, checkpoint, tasks)
     for fold in range(3):
         (model / f"fold_{fold}" / "checkpoint_old.pth").unlink()
@@ -272,6 +273,7 @@ def test_a_validation_counts_only_beside_the_checkpoint_it_is_of(joint, capsys) 
     later = summary.stat().st_mtime + 10
     os.utime(model / "fold_1" / "checkpoint_best.pth", (later, later))
     find_best_configuration_entry(["1", "-c", "3d_fullres", "-f", "0", "1", "2", "-np", "1"])
+    assert validated_checkpoints(model, (0, 1, 2))[0] == ["checkpoint_best_joint.pth"]
     assert list(information(joint)["checkpoints"][FULL]) == ["checkpoint_best_joint.pth", "checkpoint_final.pth"]
     out = capsys.readouterr().out
     assert "(fold 0: no checkpoint_old.pth; fold 1: no checkpoint_old.pth; fold 2: no checkpoint_old.pth)" in out
