@@ -121,7 +121,9 @@ def test_a_lost_scheduler_is_named_with_what_to_do(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(dask_cluster, "SECONDS_BETWEEN_LOOKS", 0.2)
     file = tmp_path / "scheduler.json"
     command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
-    scheduler = subprocess.Popen([*command, "--scheduler-file", str(file)], stderr=subprocess.DEVNULL, cwd=tmp_path)
+    # The scheduler looks into what it hands on, so that it has to find the function above.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[:2]))}
+    scheduler = subprocess.Popen([*command, "--scheduler-file", str(file)], stderr=subprocess.DEVNULL, cwd=tmp_path, env=environment)
     try:
         while not file.is_file():
             assert scheduler.poll() is None

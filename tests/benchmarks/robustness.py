@@ -52,7 +52,7 @@ class Difficulty:
 
 DIFFICULTIES = {
     "missing_10": Difficulty(),
-    "missing_60": Difficulty(unlabelled_fraction=0.6),
+    "missing_60": Difficulty(unlabelled_fraction=0.6, iterations=120),
     # 60 solid, 30 granular and 3 rim: 20 to 1
     "imbalance": Difficulty(unlabelled_fraction=0, training_subtypes=("solid",) * 20 + ("granular",) * 10 + ("rim",), num_training=93),
     "rare_lesion": Difficulty(
