@@ -7,8 +7,6 @@ is nothing to compute.
 
 from __future__ import annotations
 
-import functools
-import logging
 import math
 from collections.abc import Callable, Sequence
 from itertools import product
@@ -16,6 +14,7 @@ from itertools import product
 import numpy as np
 
 from nnunetv2.preprocessing.resampling.interpolation_operators import linear_taps, nearest_indices
+from nnunetv2.utilities.machine_code import machine_code
 
 # Voxels handled at a time; their eight labels and scores then stay in the cache.
 VOXELS_PER_CHUNK = 32768
@@ -63,15 +62,9 @@ def take_nearest(labels: np.ndarray, new_shape: Sequence[int]) -> np.ndarray:
     return _take_along_all_axes(labels, [nearest_indices(old, new) for old, new in zip(labels.shape, new_shape, strict=True)])
 
 
-@functools.cache
 def compiled_kernel() -> Callable[..., None] | None:
-    """The machine code; None where numba is not installed or cannot keep it. The first call on a machine takes some seconds."""
-    try:
-        from nnunetv2.preprocessing.resampling.compiled_labels import resize
-    except Exception as error:  # numba raises whatever its installation, numpy's version or the file system make of it
-        logging.getLogger(__name__).info("Resampling of labels without numba: %s: %s", type(error).__name__, error)
-        return None
-    return resize
+    """The machine code; None where numba cannot make it."""
+    return machine_code("nnunetv2.preprocessing.resampling.compiled_labels", "resize")
 
 
 def _resize_compiled(kernel: Callable[..., None], codes: np.ndarray, new_shape: Sequence[int]) -> np.ndarray:

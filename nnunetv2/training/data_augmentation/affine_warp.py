@@ -9,15 +9,15 @@ Where numba is installed, machine code does it (:mod:`compiled_warp`), otherwise
 
 from __future__ import annotations
 
-import functools
 import itertools
-import logging
 import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch.nn.functional import grid_sample
+
+from nnunetv2.utilities.machine_code import machine_code
 
 POINTS_AT_A_TIME = 2**15  # their coordinates and values stay in a processor's second-level cache
 SAMPLE_MARGIN = 2  # voxels around the sampled box: one for interpolation, one for rounding
@@ -115,15 +115,9 @@ def warp(
     return _warp_with_torch(image, labels, grid, outside, part)
 
 
-@functools.cache
 def compiled_kernel() -> Callable[..., None] | None:
-    """The machine code; None where numba is not installed or cannot keep it. The first call on a machine takes some seconds."""
-    try:
-        from nnunetv2.training.data_augmentation.compiled_warp import warp_rows
-    except Exception as error:  # numba raises whatever its installation, numpy's version or the file system make of it
-        logging.getLogger(__name__).info("Augmentation without numba: %s: %s", type(error).__name__, error)
-        return None
-    return warp_rows
+    """The machine code; None where numba cannot make it."""
+    return machine_code("nnunetv2.training.data_augmentation.compiled_warp", "warp_rows")
 
 
 def _warp_compiled(

@@ -11,6 +11,7 @@ from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 
 from nnunetv2.training.data_augmentation import affine_warp
 from nnunetv2.training.data_augmentation.fast_transforms import FastSpatialTransform
+from nnunetv2.utilities.machine_code import machine_code
 
 
 @pytest.fixture(params=["numba", "torch"], autouse=True)
@@ -128,8 +129,8 @@ def test_a_part_of_the_volume_gives_the_same(arithmetic: str) -> None:
 def test_without_numba_torch_does_it(monkeypatch) -> None:
     monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "nnunetv2.training.data_augmentation.compiled_warp", None)  # importing it raises ImportError
-    affine_warp.compiled_kernel.cache_clear()
+    machine_code.cache_clear()
     try:
         assert affine_warp.compiled_kernel() is None
     finally:
-        affine_warp.compiled_kernel.cache_clear()
+        machine_code.cache_clear()
