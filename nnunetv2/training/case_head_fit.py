@@ -181,10 +181,10 @@ def inner_folds(identifiers: Sequence[str], task: str, case_labels: CaseLabels, 
         identifiers: Case of each row.
         task: Whose classes.
         case_labels: The classes; known for all rows.
-        groups: Group of each case; None: every case is its own.
+        groups: Group of each case; a case without one is its own.
     """
     cases = sorted({str(identifier) for identifier in identifiers})
-    group_of = {case: case if groups is None else groups[case] for case in cases}
+    group_of = {case: (groups or {}).get(case, case) for case in cases}
     of_task = CaseLabels({task: case_labels.tasks[task]}, {case: {task: case_labels.target(case, task)} for case in cases})
     smallest = min((len(found) for found in _groups_by_class(of_task, task, group_of).values()), default=0)
     if min(smallest, len(set(group_of.values()))) < 2:

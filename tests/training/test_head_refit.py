@@ -339,6 +339,11 @@ def test_inner_folds_keep_groups_and_views_together_and_hold_out_every_case_once
         assert {targets[row % 20] for row in held_out} == {0, 1}
 
 
+def test_a_case_without_a_group_is_one_of_its_own_in_inner_folds() -> None:
+    folds = folds_of([0, 1] * 5, {"case_0": "a", "case_1": "a"})
+    assert sorted(row for _, held_out in folds for row in held_out) == list(range(10))
+
+
 @pytest.mark.parametrize("targets", [[0] * 9 + [1], [0, 1], [0]])
 def test_without_two_groups_of_every_class_there_are_no_inner_folds(targets: list[int]) -> None:
     assert folds_of(targets) == []
