@@ -43,6 +43,8 @@ PAIRS = (
     *(("ours", baseline) for baseline in BASELINES),
     ("ours", "half_vote_of_trees"),
     ("joint", "common"),
+    ("joint", "joint_of_without_evidence_weights"),
+    ("ours", "encoder_of_without_evidence_weights_ours"),
 )
 
 

@@ -35,6 +35,7 @@ TRAINERS = {
     "weight_0.03": "nnUNetTrainerWeight003",
     "weight_0.1": "nnUNetTrainerWeight01",
     "all_stages": "nnUNetTrainerAllStages",
+    "without_evidence_weights": "nnUNetTrainerWithoutEvidenceWeights",
 }
 PATCHES = "refit_on_patches"
 

@@ -5,6 +5,8 @@ Found through ``nnUNet_extTrainer``.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from nnunetv2.network_architecture.classification_heads import encoder_channels
@@ -22,6 +24,13 @@ class nnUNetTrainerWeight01(nnUNetTrainerMultitask):
     """A share of the classes in the loss as in earlier projects that succeeded."""
 
     maximum_classification_loss_weight = 0.1
+
+
+class nnUNetTrainerWithoutEvidenceWeights(nnUNetTrainerMultitask):
+    """Every patch of a case teaches its class alike, whatever the patch shows."""
+
+    def class_label_arguments(self) -> dict[str, Any]:
+        return {**super().class_label_arguments(), "evidence_weights": {}}
 
 
 class nnUNetTrainerAllStages(nnUNetTrainerMultitask):
