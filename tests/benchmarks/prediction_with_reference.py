@@ -11,7 +11,7 @@ smaller. CPU seconds count all threads and child processes and hardly depend on 
     export       logits to labels on a finer grid; also against the reference's own torch resampling; compares the labels
     probabilities  the same with --save_probabilities
     predict      images to files, the whole command, peak memory of all its processes (proportional set size)
-    growth       the same: how much more memory --many classes take than --few
+    growth       the same with --few and with --many classes: how much more memory these take
     calls        small 2D images through predict_single_npy_array and predict_from_list_of_npy_arrays, without the network's own time
 """
 
@@ -20,19 +20,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
-import subprocess
-import sys
-import tempfile
-import threading
-import time
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from alternating import Comparison, Figures, Side, argument_parser
 
 MEASUREMENTS = ("accumulate", "export", "probabilities", "predict", "growth", "calls")
-SECONDS_BETWEEN_SAMPLES = 0.1
 
 COMMON = r"""
 import json, os, resource, sys, time
@@ -95,7 +90,7 @@ x = torch.zeros(1, 1, *configuration.patch_size)
 with Stopwatch() as alone:
     for _ in range(tiles):
         network(x)
-report(cpu=(watch.cpu - alone.cpu) / tiles, wall=(watch.wall - alone.wall) / tiles)
+report(cpu=(watch.cpu - alone.cpu) / tiles, time=(watch.wall - alone.wall) / tiles)
 """
 EXPORT = r"""
 from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape as convert
@@ -112,7 +107,7 @@ convert(logits[:, :6, :6, :6].contiguous(), manager, configuration, labels, prop
 with Stopwatch() as watch:
     result = convert(logits, manager, configuration, labels, properties(shape), setting['probabilities'])
 np.save(setting['labels'], result[0] if setting['probabilities'] else result)
-report(cpu=watch.cpu, wall=watch.wall, memory=watch.memory)
+report(cpu=watch.cpu, time=watch.wall, memory=watch.memory)
 """
 PREDICT = r"""
 if __name__ == '__main__':
@@ -141,8 +136,9 @@ if __name__ == '__main__':
         for _ in range(setting['number'] * 4):  # four mirrored copies of one tile
             network(x)
     n = setting['number']
-    report(single_cpu=(single.cpu - alone.cpu) / n, single_wall=(single.wall - alone.wall) / n, list_cpu=(several.cpu - alone.cpu) / n,
-           list_wall=(several.wall - alone.wall) / n, network_cpu=alone.cpu / n, single_total_cpu=single.cpu / n)
+    seconds = {name: {'cpu': (watch.cpu - alone.cpu) / n, 'time': (watch.wall - alone.wall) / n, 'with_network': watch.wall / n}
+               for name, watch in (('single', single), ('list', several))}
+    report(**{f'{name}_{key}': value for name, values in seconds.items() for key, value in values.items()})
     os._exit(0)
 """
 
@@ -262,136 +258,88 @@ def write_image(folder: Path, shape: Sequence[int]) -> Path:
     return folder
 
 
-def run(python: Path, code: str, setting: dict, work: Path) -> dict[str, float]:
-    """What a script reports, its CPU seconds with all children, and the peak memory of its tree of processes in MiB."""
-    environment = dict(os.environ, nnUNet_raw=str(work), nnUNet_preprocessed=str(work), nnUNet_results=str(work), nnUNet_compile="f")
-    environment["OMP_NUM_THREADS"] = str(setting["threads"])
-    script = work / "script.py"  # a file, because spawned workers import it again
-    script.write_text(COMMON + code)
-    start = time.perf_counter()
-    with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen(
-            [str(python), str(script), json.dumps(setting)], env=environment, stdout=output, stderr=subprocess.STDOUT, cwd=work
-        )
-        peaks = [0.0]
-        watcher = threading.Thread(target=_watch, args=(process, peaks), daemon=True)
-        watcher.start()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        seconds = time.perf_counter() - start
-        watcher.join()
-        output.seek(0)
-        text = output.read()
-    if process.returncode:
-        sys.exit(f"{python}:\n{text[-3000:]}")
-    figures = {"total_cpu": usage.ru_utime + usage.ru_stime, "total_wall": seconds, "tree": peaks[0]}
-    return figures | (json.loads(text.rsplit("FIGURES", 1)[1].splitlines()[0]) if "FIGURES" in text else {})
+def compare_accumulate(comparison: Comparison, args: argparse.Namespace) -> None:
+    """Tiles added up."""
+    content = {"plans": plans(args.classes, [args.patch] * 3), "dataset": dataset(args.classes), "shape": list(args.shape)}
+    what = f"adding up a tile of {args.patch}^3, {args.classes} classes"
+    comparison.measure("T9", what, lambda side: run(side, ACCUMULATE, content, args.threads), ("time", "cpu"))
 
 
-def _watch(process: subprocess.Popen, peaks: list[float]) -> None:
-    """Keep the largest sum of proportional set sizes (Linux) while the process runs."""
-    while process.returncode is None:
-        peaks[0] = max(peaks[0], sum(_proportional_set_size(number) for number in _tree(process.pid)))
-        time.sleep(SECONDS_BETWEEN_SAMPLES)
+def run(side: Side, code: str, setting: dict, threads: int, *, whole_tree: bool = False) -> Figures:
+    """One script with its setting."""
+    return side.script(COMMON + code, json.dumps(setting | {"threads": threads}), threads=threads, whole_tree=whole_tree)
 
 
-def _tree(number: int) -> list[int]:
-    """A process and its descendants."""
-    numbers = [number]
-    for parent in numbers:
-        for file in Path(f"/proc/{parent}/task").glob("*/children"):
-            try:
-                numbers += [int(child) for child in file.read_text().split()]
-            except OSError:  # ended meanwhile
-                continue
-    return numbers
-
-
-def _proportional_set_size(number: int) -> float:
-    """MiB of a process, shared pages counted in part; 0 if it is gone."""
-    try:
-        lines = Path(f"/proc/{number}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0.0
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
-
-
-class Comparison:
-    """Measures both sides in turn and prints ratios of medians."""
-
-    def __init__(self, ours: Path, reference: Path, repeats: int, work: Path, threads: int) -> None:
-        self._sides = {"ours": ours, "reference": reference}
-        self._repeats = repeats
-        self._work = work
-        self._threads = threads
-        print(f"{repeats} alternating runs, {threads} threads; ours / nnunetv2 2.8.1, medians", flush=True)
-
-    def run(self, name: str, code: str, setting: Callable[[str], dict], keys: Sequence[str]) -> dict[str, dict[str, float]]:
-        """Print the ratio of every key, with both figures; returns the medians by side."""
-        found: dict[str, list[dict[str, float]]] = {side: [] for side in self._sides}
-        for repeat in range(self._repeats):
-            for side in list(self._sides)[:: 1 if repeat % 2 == 0 else -1]:  # neither side always runs on a warmer machine
-                found[side].append(run(self._sides[side], code, setting(side) | {"threads": self._threads}, self._work))
-        medians = {side: {key: statistics.median(r[key] for r in runs) for key in keys} for side, runs in found.items()}
-        for key in keys:
-            self.show(f"{name}, {key}", medians["ours"][key], medians["reference"][key])
-        return medians
-
-    @staticmethod
-    def show(name: str, ours: float, reference: float) -> None:
-        """One line of the table."""
-        ratio = f"{ours / reference:8.3f}" if reference else "       -"
-        print(f"{name:<58} {ratio}   {ours:10.4g} / {reference:.4g}", flush=True)
-
-
-def compare_export(comparison: Comparison, args: argparse.Namespace, work: Path, probabilities: bool) -> None:
+def compare_export(comparison: Comparison, args: argparse.Namespace, probabilities: bool) -> None:
     """Labels, or labels and probabilities, of blobs and of noise, on a grid 1.5 times as fine."""
     original = [round(1.5 * n) for n in args.shape]
     for kind, write in (("blobs", write_logits), ("noise", write_noise))[: 1 if probabilities else 2]:
-        file = work / f"{kind}.npy"
+        file = comparison.work / f"{kind}.npy"
         write(file, args.classes, args.shape)
-
         for torch_resampling in (False, True)[: 1 if probabilities else 2]:
 
-            def setting(side: str, file: Path = file, torch_resampling: bool = torch_resampling) -> dict:
+            def export(side: Side, file: Path = file, torch_resampling: bool = torch_resampling) -> Figures:
                 # What each side's own predictor makes: the reference adds up in float16. Its torch resampling is asked of the reference alone.
-                content = plans(args.classes, [32] * 3, 1.5, torch_resampling=torch_resampling and side == "reference")
-                return {
-                    "plans": content,
+                is_reference = side is comparison.reference
+                setting = {
+                    "plans": plans(args.classes, [32] * 3, 1.5, torch_resampling=torch_resampling and is_reference),
                     "dataset": dataset(args.classes),
                     "logits": str(file),
-                    "half": side == "reference",
+                    "half": is_reference,
                     "original_shape": original,
-                    "labels": str(work / f"labels_{side}.npy"),
+                    "labels": str(comparison.work / f"labels_{side.name}.npy"),
                     "probabilities": probabilities,
                 }
+                return run(side, EXPORT, setting, args.threads)
 
-            what = f"export{' with probabilities' if probabilities else ''}, {kind}{', reference with torch' if torch_resampling else ''}"
-            comparison.run(what, EXPORT, setting, ("cpu", "wall", "memory"))
-            labels = [np.load(work / f"labels_{side}.npy") for side in ("ours", "reference")]
+            kinds = f"{kind}{' with probabilities' if probabilities else ''}{', reference with torch' if torch_resampling else ''}"
+            what = f"export, {args.classes} classes, {kinds}"
+            comparison.measure("T10", what, export, ("time", "cpu", "memory"))
+            labels = [np.load(comparison.work / f"labels_{side.name}.npy") for side in comparison.sides]
             print(f"{what}, labels that differ: {(labels[0] != labels[1]).mean():.2e}", flush=True)
 
 
-def compare_predict(comparison: Comparison, args: argparse.Namespace, work: Path, heads: int, name: str) -> dict[str, dict[str, float]]:
-    """Peak memory and time of predicting one image."""
-    model = write_model(work / f"model_{heads}_{name}", heads, [args.patch] * 3)
-    images = work / "images"
+def compare_predict(
+    comparison: Comparison, args: argparse.Namespace, heads: int, row: str, shape: Sequence[int], tag: str = ""
+) -> dict[str, Figures]:
+    """Peak memory and time of predicting one image whose grid is 1.5 times as fine as the network's."""
+    model = comparison.work / f"model_{heads}"
+    shutil.rmtree(model, ignore_errors=True)
+    write_model(model, heads, [args.patch] * 3)
+    images = comparison.work / ("images_" + "_".join(map(str, shape)))
     if not images.is_dir():
-        write_image(images, [round(1.5 * n) for n in args.shape])
+        write_image(images, [round(1.5 * n) for n in shape])
 
-    def setting(side: str) -> dict:
-        return {"model": str(model), "images": str(images), "output": str(work / f"predicted_{heads}_{side}")}
+    def predict(side: Side) -> Figures:
+        output = comparison.work / f"predicted_{heads}_{side.name}"
+        shutil.rmtree(output, ignore_errors=True)
+        setting = {"model": str(model), "images": str(images), "output": str(output)}
+        return run(side, PREDICT, setting, args.threads, whole_tree=True)
 
-    return comparison.run(f"{name}, {heads} classes", PREDICT, setting, ("total_cpu", "total_wall", "tree"))
+    what = tag or f"one image to its file, {heads} classes, no mirroring"
+    return comparison.measure(row, what, predict, ("time", "cpu", "tree"))
+
+
+def compare_growth(comparison: Comparison, args: argparse.Namespace) -> None:
+    """How much more memory many classes take."""
+    shape = [2 * args.shape[0], args.shape[1] // 2, args.shape[2] // 2]  # deep: most of a body is
+    few, many = (compare_predict(comparison, args, heads, "T12", shape) for heads in (args.few, args.many))
+    growth = {name: [many[name]["tree"] - few[name]["tree"]] for name in many}
+    comparison.keep("T12", f"more memory with {args.many} than with {args.few} classes", "tree", growth)
+
+
+def compare_calls(comparison: Comparison, args: argparse.Namespace) -> None:
+    """Small images, one call each and as a list, without and with the time of the network."""
+    content = {"plans": plans(3, [args.image_size] * 2, features=4), "dataset": dataset(3), "number": args.images}
+    content["shape"] = [args.image_size] * 2
+    figures = [f"{name}_{key}" for name in ("single", "list") for key in ("time", "cpu", "with_network")]
+    what = f"{args.images} images of {args.image_size}^2"
+    comparison.measure("T13", what, lambda side: run(side, CALLS, content, args.threads), figures)
 
 
 def main() -> None:
     """Run the chosen measurements."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ours", type=Path, default=Path(sys.executable), help="Python with this package")
-    parser.add_argument("--reference", type=Path, required=True, help="Python with nnunetv2==2.8.1")
-    parser.add_argument("--only", nargs="+", choices=MEASUREMENTS, default=MEASUREMENTS)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser = argument_parser(__doc__, MEASUREMENTS)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--classes", type=int, default=61)
     parser.add_argument("--few", type=int, default=10)
@@ -401,28 +349,19 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=100, help="number of small 2D images")
     parser.add_argument("--image_size", type=int, default=32)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="nnunet-benchmark-") as folder:
-        work = Path(folder)
-        # absolute, not resolved: a virtual environment's python is a link that must stay one
-        comparison = Comparison(args.ours.absolute(), args.reference.absolute(), args.repeats, work, args.threads)
-        print(f"{args.classes} classes, network's grid {args.shape}, tiles {args.patch}^3", flush=True)
-        if "accumulate" in args.only:
-            content = {"plans": plans(args.classes, [args.patch] * 3), "dataset": dataset(args.classes), "shape": list(args.shape)}
-            comparison.run("accumulate, per tile", ACCUMULATE, lambda side: content, ("cpu", "wall"))
-        for name in ("export", "probabilities"):
-            if name in args.only:
-                compare_export(comparison, args, work, name == "probabilities")
-        if "predict" in args.only:
-            compare_predict(comparison, args, work, args.classes, "predict")
-        if "growth" in args.only:
-            few, many = (compare_predict(comparison, args, work, heads, "growth") for heads in (args.few, args.many))
-            growths = [many[side]["tree"] - few[side]["tree"] for side in ("ours", "reference")]
-            comparison.show(f"growth of memory, {args.few} to {args.many} classes", *growths)
-        if "calls" in args.only:
-            content = {"plans": plans(3, [args.image_size] * 2, features=4), "dataset": dataset(3), "number": args.images}
-            content["shape"] = [args.image_size] * 2
-            keys = ("single_cpu", "single_wall", "list_cpu", "list_wall", "network_cpu", "single_total_cpu")
-            comparison.run(f"calls, {args.images} images of {args.image_size}^2", CALLS, lambda side: content, keys)
+    comparison = Comparison(args)
+    if "accumulate" in args.only:
+        compare_accumulate(comparison, args)
+    if "export" in args.only:
+        compare_export(comparison, args, probabilities=False)
+    if "probabilities" in args.only:
+        compare_export(comparison, args, probabilities=True)
+    if "predict" in args.only:
+        compare_predict(comparison, args, args.classes, "T11", args.shape)
+    if "growth" in args.only:
+        compare_growth(comparison, args)
+    if "calls" in args.only:
+        compare_calls(comparison, args)
 
 
 if __name__ == "__main__":
