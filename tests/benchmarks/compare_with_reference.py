@@ -58,7 +58,10 @@ trainer.train_step(batch)
 start = time.perf_counter()
 for _ in range(4):
     trainer.train_step(batch)
-report(time=(time.perf_counter() - start) / 4)
+seconds = (time.perf_counter() - start) / 4
+start = time.perf_counter()
+trainer.save_checkpoint(os.path.join(trainer.output_folder, 'checkpoint_latest.pth'))
+report(time=seconds, save=(time.perf_counter() - start) / (250 * seconds))
 os._exit(0)
 """
 )
@@ -184,7 +187,7 @@ def compare_trainers(comparison: Comparison, row: str, what: str, dataset: str, 
         place, trainer = sides.get(side.name, (side, "nnUNetTrainer"))
         return place.script(TRAIN_STEP, place.folder("preprocessed", dataset), CONFIGURATION, trainer)
 
-    comparison.measure(row, what, step, ("time",))
+    comparison.measure(row, what, step, ("time", "save") if row == "T7" else ("time",))
     before = [side.environment for side in comparison.sides]
     for side in comparison.sides:
         side.environment = side.environment | NO_LEFTOVERS

@@ -42,6 +42,7 @@ NAMES = {
     "cpu": "CPU time",
     "memory": "peak memory",
     "tree": "peak memory, all processes",
+    "save": "a checkpoint, of an epoch's 250 steps",
     "single_time": "time beside the network, one call each",
     "single_cpu": "CPU time beside the network, one call each",
     "single_with_network": "time, one call each",
