@@ -20,5 +20,5 @@ def machine_code(module: str, name: str) -> Callable[..., Any] | None:
     try:
         return getattr(importlib.import_module(module), name)
     except Exception as error:  # numba raises whatever its installation, numpy's version or the file system make of it
-        logging.getLogger(__name__).info("%s runs without numba: %s: %s", module, type(error).__name__, error)
+        logging.getLogger(__name__).warning("%s runs without numba, several times slower: %s: %s", module, type(error).__name__, error)
         return None
