@@ -21,6 +21,16 @@ from pathlib import Path
 KEPT = Path(__file__).parents[2] / "documentation" / "performance" / "figures.json"
 SECONDS_BETWEEN_SAMPLES = 0.1
 Figures = dict[str, float]
+# A process inherits the peak memory of the one that starts it, so the one that starts it is small.
+LAUNCHER = """
+import os, sys, time
+start = time.perf_counter()
+_, status, usage = os.wait4(os.posix_spawn(sys.argv[2], sys.argv[2:], os.environ), 0)
+seconds = time.perf_counter() - start
+with open(sys.argv[1], 'w') as file:
+    file.write(f'{seconds} {usage.ru_utime + usage.ru_stime} {usage.ru_maxrss}')
+sys.exit(status != 0)
+"""
 
 
 @dataclass
@@ -67,23 +77,27 @@ class Side:
         """
         environment = self.environment if threads is None else self.environment | {"OMP_NUM_THREADS": str(threads)}
         peaks = [0.0]
-        start = time.perf_counter()
-        with tempfile.TemporaryFile("w+") as output:
-            process = subprocess.Popen([str(c) for c in command], env=environment, stdout=output, stderr=subprocess.STDOUT, cwd=self.work)
+        with tempfile.TemporaryFile("w+") as output, tempfile.NamedTemporaryFile("r") as usage:
+            process = subprocess.Popen(
+                [sys.executable, "-S", "-c", LAUNCHER, usage.name, *map(str, command)],
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=self.work,
+            )
             watcher = threading.Thread(target=_watch, args=(process, peaks), daemon=True)
             if whole_tree:
                 watcher.start()
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-            seconds = time.perf_counter() - start
+            process.wait()
             if whole_tree:
                 watcher.join()
             output.seek(0)
             text = output.read()
-        if process.returncode:
-            sys.exit(f"{self.name}: {' '.join(map(str, command))[:200]}\n{text[-3000:]}")
-        resident = usage.ru_maxrss / (1024 if sys.platform.startswith("linux") else 1024**2)  # Linux reports KiB, macOS bytes
-        return text, {"time": seconds, "cpu": usage.ru_utime + usage.ru_stime, "memory": resident, "tree": peaks[0]}
+            if process.returncode:
+                sys.exit(f"{self.name}: {' '.join(map(str, command))[:200]}\n{text[-3000:]}")
+            seconds, cpu, resident = map(float, usage.read().split())
+        resident /= 1024 if sys.platform.startswith("linux") else 1024**2  # Linux reports KiB, macOS bytes
+        return text, {"time": seconds, "cpu": cpu, "memory": resident, "tree": peaks[0]}
 
     def script(self, code: str, *arguments: object, threads: int | None = None, whole_tree: bool = False) -> Figures:
         """What a Python script took; what it prints as JSON after ``FIGURES`` takes the place of what was measured from outside."""
@@ -95,7 +109,7 @@ class Side:
 def _watch(process: subprocess.Popen, peaks: list[float]) -> None:
     """Keep the largest sum of proportional set sizes (Linux) while the process runs."""
     while process.returncode is None:
-        peaks[0] = max(peaks[0], sum(_proportional_set_size(number) for number in _tree(process.pid)))
+        peaks[0] = max(peaks[0], sum(_proportional_set_size(number) for number in _tree(process.pid)[1:]))  # without the launcher
         time.sleep(SECONDS_BETWEEN_SAMPLES)
 
 
