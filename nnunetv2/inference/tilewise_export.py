@@ -17,6 +17,7 @@ from nnunetv2.utilities.machine_code import machine_code
 # Voxels of a tile by axis. Few along the first two, so that few channels can win; more along the last, over which vector instructions go.
 TILE = (16, 16, 48)
 KEPT, NEAREST, LINEAR = 0, 1, 2  # as in compiled_export
+MOST_THREADS = 8  # that of a block's time which holds Python's lock keeps more from being of use
 
 
 class TilewiseLabels:
@@ -150,5 +151,5 @@ def _each(function: Callable[[Any], Any], items: Iterable[Any], threads: int) ->
     """What a function makes of items, in their order."""
     if threads == 1:
         return [function(item) for item in items]
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(min(threads, MOST_THREADS)) as pool:
         return list(pool.map(function, items))
