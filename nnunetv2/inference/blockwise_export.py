@@ -34,7 +34,7 @@ class BlockwiseLabels:
         threads: That share a row, where machine code does the work; more than one only where nothing else uses the processor.
     """
 
-    _interpolated = 0  # values that numpy interpolated for labels in this process
+    _interpolated = 0  # values of labels in this process until it is worth compiling
 
     def __init__(self, resampling: BlockwiseResampling, label_manager: LabelManager, out: np.ndarray, threads: int = 1) -> None:
         self._resampling = resampling
@@ -53,16 +53,16 @@ class BlockwiseLabels:
         Returns:
             Whether that was possible: not where logits are no finite numbers.
         """
-        if self._compiled is not None:
+        if self._has_machine_code():
             return self._compiled.fill_row(row, logits, self._out, self._threads)
         first, seconds, thirds = self._resampling.blocks[0][row], *self._resampling.blocks[1:]
         low, high = _ranges(logits, seconds, thirds)
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
             return False
-        if not self._label_manager.has_regions and self._is_worth_compiling(row, low, high):
-            self._compiled = compiled_labels(self._resampling)
-            if self._compiled is not None:
-                return self._compiled.fill_row(row, logits, self._out, self._threads)
+        if not self._label_manager.has_regions:
+            self._count(row, low, high)
+        if self._has_machine_code():
+            return self._compiled.fill_row(row, logits, self._out, self._threads)
         decide = self._regions if self._label_manager.has_regions else self._largest
         for j, second in enumerate(seconds):
             for k, third in enumerate(thirds):
@@ -71,17 +71,21 @@ class BlockwiseLabels:
                 decide([channel[box] for channel in logits], low[:, j, k], high[:, j, k], (first, second, third), target)
         return True
 
-    def _is_worth_compiling(self, row: int, low: np.ndarray, high: np.ndarray) -> bool:
-        """Whether what numpy did in this process and what is to do from this row on, if all are like it, take long without machine code."""
+    def _has_machine_code(self) -> bool:
+        """Whether machine code fills the rows: for the largest channel, once so much was to do that loading it pays."""
+        if self._compiled is None and not self._label_manager.has_regions and BlockwiseLabels._interpolated >= WORTH_COMPILING:
+            self._compiled = compiled_labels(self._resampling)
+        return self._compiled is not None
+
+    def _count(self, row: int, low: np.ndarray, high: np.ndarray) -> None:
+        """Add the values of a row to those of this process; where that makes it worth compiling, also those that rows like it still to come have."""
         first, *others = self._resampling.blocks[0][row], *self._resampling.blocks[1:]
         seconds, thirds = (np.array([block.outputs.stop - block.outputs.start for block in blocks]) for blocks in others)
         candidates = (high >= low.max(axis=0)).sum(axis=0)
         per_plane = int((np.where(candidates > 1, candidates, 0) * seconds[:, None] * thirds).sum())
-        planes_to_do = self._resampling.new_shape[0] - first.outputs.start
-        if BlockwiseLabels._interpolated + per_plane * planes_to_do >= WORTH_COMPILING:
-            return True
-        BlockwiseLabels._interpolated += per_plane * (first.outputs.stop - first.outputs.start)
-        return False
+        planes, planes_to_do = first.outputs.stop - first.outputs.start, self._resampling.new_shape[0] - first.outputs.start
+        is_worth_compiling = BlockwiseLabels._interpolated + per_plane * planes_to_do >= WORTH_COMPILING
+        BlockwiseLabels._interpolated += per_plane * (planes_to_do if is_worth_compiling else planes)
 
     def _largest(
         self, channels: Sequence[np.ndarray], low: np.ndarray, high: np.ndarray, block: Sequence[AxisBlock], target: np.ndarray
