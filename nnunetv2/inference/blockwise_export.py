@@ -2,7 +2,8 @@
 
 Logits are interpolated first and then compared, which is more precise than the other way round, but never more of them than one block.
 A channel whose logits around a block are all below the smallest of another cannot win there and is not interpolated: interpolated values
-lie between their neighbours. What remains is exact, voxel by voxel the same as with all channels at once.
+lie between their neighbours. What remains is exact, voxel by voxel the same as with all channels at once. Where there is much to do and numba
+is installed, machine code does it (:mod:`tilewise_export`), otherwise numpy.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from nnunetv2.inference.tilewise_export import TilewiseLabels, compiled_labels
 from nnunetv2.preprocessing.resampling.blockwise_resampling import AxisBlock, BlockwiseResampling
 from nnunetv2.utilities.label_handling.label_handling import REGION_THRESHOLD, LabelManager
 
 VOXELS_AT_ONCE = 1 << 16  # labels and values of so many stay in the cache of a core from one step to the next
 # Sigmoid, also in float32: not above 0.5 for a logit of 0, and well above it for a logit of 1.
 SURELY_OUTSIDE, SURELY_INSIDE = 0.0, 1.0
+# Interpolated values that numpy takes as long for as loading machine code, if it must be compiled not longer than nnU-Net 2.8.1.
+WORTH_COMPILING = 2**27
 
 
 class BlockwiseLabels:
@@ -27,12 +31,17 @@ class BlockwiseLabels:
         resampling: From the network's grid to the image's.
         label_manager: One that decides by the package's own rules.
         out: Unsigned integers of the resampling's new shape, to be filled.
+        threads: That share a row, where machine code does the work; more than one only where nothing else uses the processor.
     """
 
-    def __init__(self, resampling: BlockwiseResampling, label_manager: LabelManager, out: np.ndarray) -> None:
+    _interpolated = 0  # values of labels in this process until it is worth compiling
+
+    def __init__(self, resampling: BlockwiseResampling, label_manager: LabelManager, out: np.ndarray, threads: int = 1) -> None:
         self._resampling = resampling
         self._label_manager = label_manager
         self._out = out
+        self._threads = threads
+        self._compiled: TilewiseLabels | None = None
 
     def add_row(self, row: int, logits: np.ndarray) -> bool:
         """Fill one row.
@@ -44,10 +53,16 @@ class BlockwiseLabels:
         Returns:
             Whether that was possible: not where logits are no finite numbers.
         """
+        if self._has_machine_code():
+            return self._compiled.fill_row(row, logits, self._out, self._threads)
         first, seconds, thirds = self._resampling.blocks[0][row], *self._resampling.blocks[1:]
         low, high = _ranges(logits, seconds, thirds)
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
             return False
+        if not self._label_manager.has_regions:
+            self._count(row, low, high)
+        if self._has_machine_code():
+            return self._compiled.fill_row(row, logits, self._out, self._threads)
         decide = self._regions if self._label_manager.has_regions else self._largest
         for j, second in enumerate(seconds):
             for k, third in enumerate(thirds):
@@ -55,6 +70,22 @@ class BlockwiseLabels:
                 target = self._out[first.outputs, second.outputs, third.outputs]
                 decide([channel[box] for channel in logits], low[:, j, k], high[:, j, k], (first, second, third), target)
         return True
+
+    def _has_machine_code(self) -> bool:
+        """Whether machine code fills the rows: for the largest channel, once so much was to do that loading it pays."""
+        if self._compiled is None and not self._label_manager.has_regions and BlockwiseLabels._interpolated >= WORTH_COMPILING:
+            self._compiled = compiled_labels(self._resampling)
+        return self._compiled is not None
+
+    def _count(self, row: int, low: np.ndarray, high: np.ndarray) -> None:
+        """Add the values of a row to those of this process; where that makes it worth compiling, also those that rows like it still to come have."""
+        first, *others = self._resampling.blocks[0][row], *self._resampling.blocks[1:]
+        seconds, thirds = (np.array([block.outputs.stop - block.outputs.start for block in blocks]) for blocks in others)
+        candidates = (high >= low.max(axis=0)).sum(axis=0)
+        per_plane = int((np.where(candidates > 1, candidates, 0) * seconds[:, None] * thirds).sum())
+        planes, planes_to_do = first.outputs.stop - first.outputs.start, self._resampling.new_shape[0] - first.outputs.start
+        is_worth_compiling = BlockwiseLabels._interpolated + per_plane * planes_to_do >= WORTH_COMPILING
+        BlockwiseLabels._interpolated += per_plane * (planes_to_do if is_worth_compiling else planes)
 
     def _largest(
         self, channels: Sequence[np.ndarray], low: np.ndarray, high: np.ndarray, block: Sequence[AxisBlock], target: np.ndarray
@@ -147,9 +178,11 @@ class BlockwiseProbabilities:
         return resampled_logits(channel[tuple(axis.inputs for axis in block)], self._resampling, block)
 
 
-def fill_labels(logits: np.ndarray, resampling: BlockwiseResampling, label_manager: LabelManager, out: np.ndarray) -> bool:
+def fill_labels(
+    logits: np.ndarray, resampling: BlockwiseResampling, label_manager: LabelManager, out: np.ndarray, threads: int = 1
+) -> bool:
     """Labels of logits ``(heads, X, Y, Z)``; see :class:`BlockwiseLabels`."""
-    labels = BlockwiseLabels(resampling, label_manager, out)
+    labels = BlockwiseLabels(resampling, label_manager, out, threads)
     return all(labels.add_row(row, logits[:, block.inputs]) for row, block in enumerate(resampling.blocks[0]))
 
 

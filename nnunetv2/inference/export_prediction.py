@@ -39,6 +39,8 @@ def convert_predicted_logits_to_segmentation_with_correct_shape(
     properties_dict: dict,
     return_probabilities: bool = False,
     num_threads_torch: int = default_num_processes,
+    *,
+    threads: int = 1,
 ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
     """Labels, and probabilities if wanted, on the grid of the original image.
 
@@ -50,6 +52,7 @@ def convert_predicted_logits_to_segmentation_with_correct_shape(
         properties_dict: Made by the preprocessor: spacing, crop box and shapes.
         return_probabilities: Also return ``(heads, *original shape)`` float32.
         num_threads_torch: Accepted for compatibility. The number of threads belongs to the process, and is not changed here.
+        threads: That share the work, as far as it can be shared; more than one only where nothing else uses the processor, such as a network.
 
     Returns:
         The segmentation ``(X, Y, Z)``, uint8 or uint16, in the axis order of the reader; with probabilities a tuple of both.
@@ -71,7 +74,7 @@ def convert_predicted_logits_to_segmentation_with_correct_shape(
             inside[...] = _as_array(label_manager.convert_probabilities_to_segmentation(probabilities))
             probabilities = _as_array(label_manager.revert_cropping_on_probabilities(probabilities, bbox, original_shape))
         return segmentation.transpose(backward), probabilities.transpose([0, *(axis + 1 for axis in backward)])
-    if blockwise is not None and fill_labels(logits, blockwise, label_manager, inside):
+    if blockwise is not None and fill_labels(logits, blockwise, label_manager, inside, threads):
         return segmentation.transpose(backward)
     if _works_by_channel(label_manager, configuration_manager):
         inside[...] = _segmentation_by_channel(logits, resample, label_manager)
@@ -112,6 +115,7 @@ def export_prediction_from_logits(
     num_threads_torch: int = default_num_processes,
     *,
     classification: Mapping[str, np.ndarray] | None = None,
+    threads: int = 1,
 ) -> None:
     """Write the segmentation of a case, and if wanted its probabilities and properties.
 
@@ -127,6 +131,7 @@ def export_prediction_from_logits(
         save_probabilities: Also write ``.npz`` (``probabilities``) and ``.pkl`` (properties).
         num_threads_torch: Accepted for compatibility.
         classification: Class probabilities by task; they go into the ``.npz`` as ``classification_<task>``.
+        threads: See :func:`convert_predicted_logits_to_segmentation_with_correct_shape`.
     """
     if isinstance(predicted_array_or_file, (str, os.PathLike)):
         predicted_array_or_file = np.load(predicted_array_or_file, allow_pickle=False)
@@ -138,7 +143,7 @@ def export_prediction_from_logits(
         segmentation = _write_probabilities(_as_array(predicted_array_or_file), *grid, output_file_truncated + ".npz", classes)
         save_pickle(properties_dict, output_file_truncated + ".pkl")
     else:
-        segmentation = convert_predicted_logits_to_segmentation_with_correct_shape(predicted_array_or_file, *grid)
+        segmentation = convert_predicted_logits_to_segmentation_with_correct_shape(predicted_array_or_file, *grid, threads=threads)
     writer = plans_manager.image_reader_writer_class()
     writer.write_seg(segmentation, output_file_truncated + dataset_json["file_ending"], properties_dict)
 

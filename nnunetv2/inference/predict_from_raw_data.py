@@ -721,7 +721,9 @@ class nnUNetPredictor:
                             for future in wait(pending, return_when=FIRST_COMPLETED).done:
                                 settle(pending.pop(future), future.result())
                         classes = self._calibrated(classes, options)
-                        job = (logits, item["data_properties"], item["ofile"], save_probabilities, classes, identifier, maps)
+                        no_network = num_export == 0 or index + 1 == number_of_cases  # runs beside the export
+                        threads = max(1, torch.get_num_threads() // (1 + len(pending))) if no_network else 1
+                        job = (logits, item["data_properties"], item["ofile"], save_probabilities, classes, identifier, maps, threads)
                         if num_export > 0:
                             pending[executor.submit(self._export_or_failure, *job)] = index
                         else:
@@ -775,6 +777,7 @@ class nnUNetPredictor:
         classes: Mapping[str, np.ndarray],
         identifier: str,
         maps: Mapping[str, torch.Tensor],
+        threads: int,
     ) -> Any:
         """Write a case, or return its result; errors are returned as well."""
         try:
@@ -784,7 +787,9 @@ class nnUNetPredictor:
                 return None
             if output_file is None:
                 return convert_predicted_logits_to_segmentation_with_correct_shape(
-                    logits, self.plans_manager, self.configuration_manager, self.label_manager, properties, save_probabilities
+                    logits,
+                    *(self.plans_manager, self.configuration_manager, self.label_manager, properties, save_probabilities),
+                    threads=threads,
                 )
             export_prediction_from_logits(
                 logits,
@@ -795,6 +800,7 @@ class nnUNetPredictor:
                 output_file,
                 save_probabilities,
                 classification=classes,
+                threads=threads,
             )
             return None
         except Exception as error:
@@ -823,7 +829,9 @@ class nnUNetPredictor:
         logits = self.predict_logits_from_preprocessed_data(data).cpu()
         if output_file_truncated is None:
             return convert_predicted_logits_to_segmentation_with_correct_shape(
-                logits, self.plans_manager, self.configuration_manager, self.label_manager, properties, save_or_return_probabilities
+                logits,
+                *(self.plans_manager, self.configuration_manager, self.label_manager, properties, save_or_return_probabilities),
+                threads=torch.get_num_threads(),
             )
         export_prediction_from_logits(
             logits,
@@ -833,6 +841,7 @@ class nnUNetPredictor:
             self.dataset_json,
             output_file_truncated,
             save_or_return_probabilities,
+            threads=torch.get_num_threads(),
         )
         return None
 
@@ -866,7 +875,9 @@ class nnUNetPredictor:
         else:
             logits, classes = self.predict_logits_from_preprocessed_data(data).cpu(), {}
         result = convert_predicted_logits_to_segmentation_with_correct_shape(
-            logits, self.plans_manager, self.configuration_manager, self.label_manager, case_properties, return_probabilities
+            logits,
+            *(self.plans_manager, self.configuration_manager, self.label_manager, case_properties, return_probabilities),
+            threads=torch.get_num_threads(),
         )
         segmentation, probabilities = result if return_probabilities else (result, None)
         classification = {name: task_prediction(self.classification_tasks[name], values) for name, values in classes.items()}

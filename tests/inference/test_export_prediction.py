@@ -6,6 +6,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from tiny_models import dataset_json, plans
 
+from nnunetv2.inference import blockwise_export
 from nnunetv2.inference.blockwise_export import fill_labels
 from nnunetv2.inference.export_prediction import (
     convert_predicted_logits_to_segmentation_with_correct_shape,
@@ -138,6 +139,16 @@ def plans_with(spacing: list[float], resampling: dict) -> PlansManager:
     return PlansManager({**content, "transpose_forward": [2, 0, 1], "transpose_backward": [1, 2, 0]})
 
 
+@pytest.fixture(params=["numpy", "numba"])
+def arithmetic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What computes labels: machine code takes large images otherwise."""
+    if request.param == "numba":
+        pytest.importorskip("numba")
+        monkeypatch.setattr(blockwise_export, "WORTH_COMPILING", 0)
+    return request.param
+
+
+@pytest.mark.usefixtures("arithmetic")
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize(
     "manager", [LabelManager(dataset_json()["labels"], None), LabelManager(REGIONS, [1, 2])], ids=["labels", "regions"]

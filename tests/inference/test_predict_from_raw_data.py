@@ -443,7 +443,7 @@ def test_a_failed_case_gives_its_memory_back(model, images, step, monkeypatch) -
     # On a GPU the tensors of one case that did not fit would leave no room for the next one.
     failed: list[weakref.ref] = []
 
-    def fail(values, *_) -> None:
+    def fail(values, *_, **__) -> None:
         if failed:
             assert failed[0]() is None, "the first case is still in memory"
         failed.append(weakref.ref(values))

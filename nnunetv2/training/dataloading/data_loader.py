@@ -194,8 +194,9 @@ class nnUNetDataLoader(DataLoader):
 
     def prepare_for_workers(self) -> None:
         """What is better done once, before worker processes start, than by each of them."""
-        if first_spatial_transform(self.transforms)[0] is not None:
-            compiled_kernel()
+        transform, _ = first_spatial_transform(self.transforms)
+        if transform is not None:
+            compiled_kernel(len(transform.patch_size))
 
     def identifiers_of_batch(self, epoch: int, iteration: int) -> list[str]:
         """The cases of :meth:`generate_batch` at the same position, without reading anything."""

@@ -18,8 +18,8 @@ from nnunetv2.utilities.machine_code import machine_code
 def arithmetic(request, monkeypatch) -> str:
     """Every test with machine code, where it can be had, and without."""
     if request.param == "torch":
-        monkeypatch.setattr(affine_warp, "compiled_kernel", lambda: None)
-    elif affine_warp.compiled_kernel() is None:
+        monkeypatch.setattr(affine_warp, "compiled_kernel", lambda axes: None)
+    elif affine_warp.compiled_kernel(2) is None or affine_warp.compiled_kernel(3) is None:
         pytest.skip("numba is not installed")
     return request.param
 
@@ -128,9 +128,11 @@ def test_a_part_of_the_volume_gives_the_same(arithmetic: str) -> None:
 
 def test_without_numba_torch_does_it(monkeypatch) -> None:
     monkeypatch.undo()
-    monkeypatch.setitem(sys.modules, "nnunetv2.training.data_augmentation.compiled_warp", None)  # importing it raises ImportError
+    for module in ("compiled_warp", "compiled_warp_2d"):
+        monkeypatch.setitem(sys.modules, f"nnunetv2.training.data_augmentation.{module}", None)  # importing it raises ImportError
     machine_code.cache_clear()
     try:
-        assert affine_warp.compiled_kernel() is None
+        assert affine_warp.compiled_kernel(2) is None
+        assert affine_warp.compiled_kernel(3) is None
     finally:
         machine_code.cache_clear()
