@@ -9,7 +9,7 @@ smaller. Only ratios mean anything beyond the machine they were taken on. The im
 
     start        --help of the commands, import of the predictor
     resampling   of an image and of labels, 120 x 200 x 200 to 150 x 250 x 250 voxels
-    preprocess   the command, cases of which nearly all are resampled, two processes and one
+    preprocess   the command, cases of which nearly all are resampled, two processes
     step         training steps of nnU-Net's default U-Net, two patches of 48^3
     heads        the same network with classification heads in place of the reference
     one_case     one image with the whole command, with and without mirroring
@@ -140,15 +140,13 @@ def compare_preprocess(comparison: Comparison) -> None:
         if not (side.folder("preprocessed", dataset) / "nnUNetPlans.json").is_file():
             side.run(side.command("nnUNetv2_plan_and_preprocess"), "-d", number, "--no_pp", "-np", 2)
 
-    for processes in (2, 1):
+    def preprocess(side: Side) -> Figures:
+        # we would keep what is there
+        shutil.rmtree(side.folder("preprocessed", dataset) / f"nnUNetPlans_{CONFIGURATION}", ignore_errors=True)
+        arguments = ("-d", number, "-c", CONFIGURATION, "-np", 2)
+        return side.run(side.command("nnUNetv2_preprocess"), *arguments, whole_tree=True)[1]
 
-        def preprocess(side: Side, processes: int = processes) -> Figures:
-            # we would keep what is there
-            shutil.rmtree(side.folder("preprocessed", dataset) / f"nnUNetPlans_{CONFIGURATION}", ignore_errors=True)
-            arguments = ("-d", number, "-c", CONFIGURATION, "-np", processes)
-            return side.run(side.command("nnUNetv2_preprocess"), *arguments, whole_tree=True)[1]
-
-        comparison.measure("T5", f"preprocessing, 24 cases, -np {processes}", preprocess, ("time", "tree"))
+    comparison.measure("T5", "preprocessing, 24 cases, -np 2", preprocess, ("time", "tree"))
 
 
 def small_dataset(comparison: Comparison) -> str:

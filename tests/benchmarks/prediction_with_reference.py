@@ -276,7 +276,7 @@ def compare_export(comparison: Comparison, args: argparse.Namespace, probabiliti
     for kind, write in (("blobs", write_logits), ("noise", write_noise))[: 1 if probabilities else 2]:
         file = comparison.work / f"{kind}.npy"
         write(file, args.classes, args.shape)
-        for torch_resampling in (False, True)[: 1 if probabilities else 2]:
+        for torch_resampling in (False, True)[: 2 if kind == "blobs" and not probabilities else 1]:
 
             def export(side: Side, file: Path = file, torch_resampling: bool = torch_resampling) -> Figures:
                 # What each side's own predictor makes: the reference adds up in float16. Its torch resampling is asked of the reference alone.
