@@ -10,6 +10,8 @@ import torch
 from tiny_models import dataset_json, plans, write_images, write_model
 
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from nnunetv2.inference import slab_prediction
+from nnunetv2.inference.blockwise_export import BlockwiseLabels
 from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 from nnunetv2.inference.predict_from_raw_data import ClassificationOptions, nnUNetPredictor
 from nnunetv2.inference.slab_prediction import RollingAccumulator, SlabResult, plan_slabs, predict_in_slabs, tiles_by_slab
@@ -91,6 +93,24 @@ def joint_model(tmp_path_factory) -> Path:
 def test_labels_equal_those_of_all_logits(model, options) -> None:
     predictor = predictor_of(model, **options)
     check_labels(predictor, *case(predictor, (62, 20, 23)))
+
+
+@pytest.mark.parametrize("folds", [(0,), (0, 1), (0, 1, 2)])
+def test_every_block_gets_the_logits_of_the_whole_image_to_the_last_bit(model, folds, monkeypatch) -> None:
+    rows: dict[int, np.ndarray] = {}
+
+    class Recording(BlockwiseLabels):
+        def add_row(self, row, logits) -> bool:
+            rows[row] = logits.copy()
+            return super().add_row(row, logits)
+
+    monkeypatch.setattr(slab_prediction, "BlockwiseLabels", Recording)
+    predictor = predictor_of(model, folds)
+    data, properties = case(predictor, (92, 11, 20))
+    expected = predictor.predict_logits_from_preprocessed_data(data).numpy()
+    in_slabs(predictor, data, properties)
+    assert len(rows) > 9  # one for each slab; the grids are the same, so that every logit is read once
+    np.testing.assert_array_equal(np.concatenate([rows[row] for row in range(len(rows))], axis=1), expected)
 
 
 @pytest.mark.parametrize("folds", [(0, 1), (0, 1, 2)])
