@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 COMPRESSED = (".gz", ".png", ".jpg", ".jpeg", ".bz2", ".zip")
 # What these say of resolution, for printing above all, the readers do not take for voxel sizes.
@@ -24,6 +24,7 @@ class ImageSize:
     voxels: int  # without channels
     channels: int = 1
     spacing: tuple[float, ...] | None = None  # mm, slowest axis first as readers give it; None where the file does not say
+    shape: tuple[int, ...] | None = None  # three axes, in the same order; None where the header cannot be read
 
 
 def image_size(file: str | os.PathLike[str]) -> ImageSize:
@@ -37,11 +38,12 @@ def image_size(file: str | os.PathLike[str]) -> ImageSize:
     except RuntimeError:  # a format of another library, or a broken file, which whoever reads it will report
         size = os.path.getsize(file) if os.path.isfile(file) else 0
         return ImageSize(size * VOXELS_PER_COMPRESSED_BYTE if os.fspath(file).lower().endswith(COMPRESSED) else size)
-    voxels, channels = math.prod(reader.GetSize()), reader.GetNumberOfComponents()
+    shape, channels = tuple(reversed(reader.GetSize())), reader.GetNumberOfComponents()
+    voxels, missing = math.prod(shape), 3 - len(shape)
+    shape = (1,) * missing + shape
     if os.fspath(file).lower().endswith(WITHOUT_SPACING):
-        return ImageSize(voxels, channels, _spacing_beside(file))
-    spacing = tuple(reversed(reader.GetSpacing()))
-    return ImageSize(voxels, channels, (999.0,) * (3 - len(spacing)) + spacing)
+        return ImageSize(voxels, channels, _spacing_beside(file), shape)
+    return ImageSize(voxels, channels, (999.0,) * missing + tuple(reversed(reader.GetSpacing())), shape)
 
 
 def _spacing_beside(file: str | os.PathLike[str]) -> tuple[float, ...] | None:
@@ -56,7 +58,8 @@ def _spacing_beside(file: str | os.PathLike[str]) -> tuple[float, ...] | None:
 def sizes_of_cases(files: Mapping[str, Sequence[str]], headers_read: int = HEADERS_READ) -> dict[str, list[ImageSize]]:
     """Sizes of the image files of every case.
 
-    Headers are read of the cases with the largest files only; the others count like the smallest of those, scaled by their file sizes.
+    Headers are read of the cases with the largest files only; the others count like the smallest of those, their voxels (but not their
+    shape) scaled by their file sizes.
 
     Args:
         files: By case the files of its channels.
@@ -68,5 +71,5 @@ def sizes_of_cases(files: Mapping[str, Sequence[str]], headers_read: int = HEADE
     for case in descending[headers_read:]:
         known = descending[headers_read - 1]
         share = bytes_of_files[case] / max(1, bytes_of_files[known])
-        sizes[case] = [ImageSize(round(size.voxels * share), size.channels, size.spacing) for size in sizes[known]]
+        sizes[case] = [replace(size, voxels=round(size.voxels * share)) for size in sizes[known]]
     return sizes

@@ -136,11 +136,11 @@ def predict_case_to_files(
 
     with _WORKER.network:
         item = {"data": torch.from_numpy(data), "data_properties": properties, "ofile": case.output_file_truncated}
-        logits, classes, maps = predictor._predict_item(item, options)
-    if logits is not None or maps:
+        result, classes, maps = predictor._predict_item(item, options, save_probabilities)
+    if result is not None or maps:
         calibrated = predictor._calibrated(classes, options)
         outcome = predictor._export_or_failure(
-            logits, properties, case.output_file_truncated, save_probabilities, calibrated, case.identifier, maps
+            result, properties, case.output_file_truncated, save_probabilities, calibrated, case.identifier, maps
         )
         if isinstance(outcome, CaseFailure):
             raise outcome.error

@@ -58,7 +58,7 @@ def convert_predicted_logits_to_segmentation_with_correct_shape(
         The segmentation ``(X, Y, Z)``, uint8 or uint16, in the axis order of the reader; with probabilities a tuple of both.
     """
     logits = _as_array(predicted_logits)
-    segmentation, inside = _empty_segmentation(label_manager, properties_dict)
+    segmentation, inside = empty_segmentation(label_manager, properties_dict)
     bbox, original_shape = properties_dict["bbox_used_for_cropping"], properties_dict["shape_before_cropping"]
     backward = plans_manager.transpose_backward
     blockwise = _blockwise(logits, plans_manager, configuration_manager, label_manager, properties_dict)
@@ -144,8 +144,15 @@ def export_prediction_from_logits(
         save_pickle(properties_dict, output_file_truncated + ".pkl")
     else:
         segmentation = convert_predicted_logits_to_segmentation_with_correct_shape(predicted_array_or_file, *grid, threads=threads)
+    write_segmentation(segmentation, properties_dict, plans_manager, dataset_json, output_file_truncated)
+
+
+def write_segmentation(
+    segmentation: np.ndarray, properties: dict, plans_manager: PlansManager, dataset_json: Mapping[str, Any], output_file_truncated: str
+) -> None:
+    """Write a finished segmentation ``(X, Y, Z)``, in the axis order of the reader, to a file named without its ending."""
     writer = plans_manager.image_reader_writer_class()
-    writer.write_seg(segmentation, output_file_truncated + dataset_json["file_ending"], properties_dict)
+    writer.write_seg(segmentation, output_file_truncated + dataset_json["file_ending"], properties)
 
 
 def _write_probabilities(
@@ -165,7 +172,7 @@ def _write_probabilities(
         )
         write_probability_file(file, probabilities.shape, probabilities, classes)
         return segmentation
-    segmentation, inside = _empty_segmentation(label_manager, properties)
+    segmentation, inside = empty_segmentation(label_manager, properties)
     cropped = BlockwiseProbabilities(logits, blockwise, label_manager, inside).channels()
     channels = (
         _on_original_grid(values, 1 if index == 0 and not label_manager.has_regions else 0, plans_manager, properties)
@@ -183,9 +190,9 @@ def _on_original_grid(values: np.ndarray, outside: float, plans_manager: PlansMa
     return result.transpose(plans_manager.transpose_backward)
 
 
-def _empty_segmentation(label_manager: LabelManager, properties: dict) -> tuple[np.ndarray, np.ndarray]:
+def empty_segmentation(label_manager: LabelManager, properties: dict) -> tuple[np.ndarray, np.ndarray]:
     """Background everywhere, in the network's order of axes, and the box of it that was predicted."""
-    segmentation = np.zeros(tuple(properties["shape_before_cropping"]), dtype=_label_dtype(label_manager))
+    segmentation = np.zeros(tuple(properties["shape_before_cropping"]), dtype=label_dtype(label_manager))
     return segmentation, segmentation[_box(properties["bbox_used_for_cropping"])]
 
 
@@ -233,7 +240,7 @@ def resample_and_save(
         segmentation = _segmentation_by_channel(logits, resample, label_manager)
     else:
         segmentation = _as_array(label_manager.convert_logits_to_segmentation(_as_array(resample(logits))))
-    segmentation = segmentation.astype(_label_dtype(label_manager), copy=False)
+    segmentation = segmentation.astype(label_dtype(label_manager), copy=False)
     if dataset_class is None:
         # By name: what trains is above this module, and only cascades need it.
         folder = os.path.join(os.path.dirname(os.path.dirname(__file__)), "training", "dataloading")
@@ -272,18 +279,40 @@ def _blockwise(
     properties: dict,
 ) -> BlockwiseResampling | None:
     """The resampling of logits to the cropped image in blocks; None where resampling or labels are not of the kind that can do so."""
+    if logits.dtype not in (np.float16, np.float32):
+        return None
+    blockwise = resampling_by_blocks(logits.shape[1:], plans_manager, configuration_manager, label_manager, properties)
+    if blockwise is not None:
+        _check_number_of_heads(logits, label_manager)
+    return blockwise
+
+
+def resampling_by_blocks(
+    shape: tuple[int, ...],
+    plans_manager: PlansManager,
+    configuration_manager: ConfigurationManager,
+    label_manager: LabelManager,
+    properties: dict,
+    row_stops: Sequence[int] = (),
+) -> BlockwiseResampling | None:
+    """The resampling of float logits of a shape ``(X, Y, Z)`` to the cropped image, in blocks.
+
+    Args:
+        shape: Of the network's grid.
+        plans_manager: Says how axes were permuted.
+        configuration_manager: Says how logits are resampled.
+        label_manager: Turns logits into labels.
+        properties: Of the case, made by the preprocessor.
+        row_stops: See :func:`blockwise_resampling`.
+
+    Returns:
+        None where resampling or labels are not of the kind that can do so.
+    """
     function = configuration_manager.resampling_fn_probabilities
-    if (
-        getattr(function, "func", None) is not resample_data_or_seg_to_shape
-        or function.args
-        or logits.dtype not in (np.float16, np.float32)
-    ):
+    if getattr(function, "func", None) is not resample_data_or_seg_to_shape or function.args or not _is_standard(label_manager):
         return None
-    if not _is_standard(label_manager):
-        return None
-    _check_number_of_heads(logits, label_manager)
-    grids = _grids(logits.shape[1:], plans_manager, configuration_manager, properties)
-    return blockwise_resampling(logits.shape[1:], *grids, **function.keywords)
+    grids = _grids(shape, plans_manager, configuration_manager, properties)
+    return blockwise_resampling(shape, *grids, **function.keywords, row_stops=row_stops)
 
 
 def _works_by_channel(label_manager: LabelManager, configuration_manager: ConfigurationManager) -> bool:
@@ -313,7 +342,7 @@ def _segmentation_by_channel(logits: np.ndarray, resample: Callable[[np.ndarray]
     channels = (resample(logits[index : index + 1])[0] for index in range(len(logits)))
     if label_manager.has_regions:
         return _labels_of_regions(channels, label_manager)
-    return index_of_largest(enumerate(channels), _label_dtype(label_manager))
+    return index_of_largest(enumerate(channels), label_dtype(label_manager))
 
 
 def _check_number_of_heads(logits: np.ndarray, label_manager: LabelManager) -> None:
@@ -334,7 +363,7 @@ def _labels_of_regions(channels: Iterator[np.ndarray], label_manager: LabelManag
     return labels
 
 
-def _label_dtype(label_manager: LabelManager) -> type[np.unsignedinteger]:
+def label_dtype(label_manager: LabelManager) -> type[np.unsignedinteger]:
     return np.uint8 if len(label_manager.foreground_labels) < LARGEST_UINT8_COUNT else np.uint16
 
 

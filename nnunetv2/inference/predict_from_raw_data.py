@@ -42,6 +42,7 @@ from nnunetv2.inference.data_iterators import (
 from nnunetv2.inference.export_prediction import (
     convert_predicted_logits_to_segmentation_with_correct_shape,
     export_prediction_from_logits,
+    write_segmentation,
 )
 from nnunetv2.inference.morphometry import morphometry
 from nnunetv2.inference.prediction_files import (
@@ -63,8 +64,10 @@ from nnunetv2.inference.saliency import (
     saliency_on_original_grid,
     write_saliency,
 )
+from nnunetv2.inference.slab_prediction import RollingAccumulator, predict_in_slabs
 from nnunetv2.inference.sliding_window_prediction import (
     GAUSSIAN_PEAK,
+    NOT_FINITE,
     TileAccumulator,
     compute_gaussian,
     half_accumulation_requested,
@@ -97,6 +100,17 @@ PAIRED_TILE_VOXELS = 256 * 1024  # a float32 map of 32 channels of two such tile
 SMALL_ARRAYS_BYTES = 32 * 1024**2
 # What else than "out of memory" the libraries below torch call a shortage of the device's memory.
 OUT_OF_MEMORY_SIGNS = ("out of memory", "cudnn_status_alloc_failed", "cublas_status_alloc_failed")
+# Whoever replaces one of these wants to see the logits of whole images.
+METHODS_OF_WHOLE_IMAGES = (
+    "predict_logits_from_preprocessed_data",
+    "predict_logits_and_classes_from_preprocessed_data",
+    "predict_sliding_window_return_logits",
+    "_internal_predict_sliding_window_return_logits",
+    "_predict_sliding_window",
+    "_predict_logits_classes_and_saliency",
+    "_predict_logits_classes_and_votes",
+    "_mean_over_folds",
+)
 
 
 class nnUNetPredictor:
@@ -711,24 +725,24 @@ class nnUNetPredictor:
                         if "failure" in item:
                             settle(index, item["failure"])
                             continue
-                        logits, classes, maps = self._predict_item(item, options)
+                        result, classes, maps = self._predict_item(item, options, save_probabilities)
                         if table is not None:
                             table.add(identifier, classes)
-                        if logits is None and not maps:
+                        if result is None and not maps:
                             continue
-                        # A slot first: as many cases as there are threads may wait with their logits in memory, not more.
+                        # A slot first: as many cases as there are threads may wait with their results in memory, not more.
                         while len(pending) >= max(num_export, 1):
                             for future in wait(pending, return_when=FIRST_COMPLETED).done:
                                 settle(pending.pop(future), future.result())
                         classes = self._calibrated(classes, options)
                         no_network = num_export == 0 or index + 1 == number_of_cases  # runs beside the export
                         threads = max(1, torch.get_num_threads() // (1 + len(pending))) if no_network else 1
-                        job = (logits, item["data_properties"], item["ofile"], save_probabilities, classes, identifier, maps, threads)
+                        job = (result, item["data_properties"], item["ofile"], save_probabilities, classes, identifier, maps, threads)
                         if num_export > 0:
                             pending[executor.submit(self._export_or_failure, *job)] = index
                         else:
                             settle(index, self._export_or_failure(*job))
-                        del logits, maps, job
+                        del result, maps, job
                     except Exception as error:
                         settle(index, CaseFailure(identifier, error, traceback.format_exc()))
                     del item
@@ -750,18 +764,45 @@ class nnUNetPredictor:
         return self.allow_tqdm and number_of_cases is not None and number_of_cases > 1
 
     def _predict_item(
-        self, item: dict[str, Any], options: ClassificationOptions | None
-    ) -> tuple[torch.Tensor | None, dict[str, np.ndarray], dict[str, torch.Tensor]]:
-        """Logits, class probabilities and saliency of one preprocessed case."""
+        self, item: dict[str, Any], options: ClassificationOptions | None, save_probabilities: bool
+    ) -> tuple[torch.Tensor | np.ndarray | None, dict[str, np.ndarray], dict[str, torch.Tensor]]:
+        """See :meth:`_predict_result`."""
         data = item["data"]
         if isinstance(data, (str, os.PathLike)):
             file, data = data, torch.from_numpy(np.load(data, allow_pickle=False))
             os.remove(file)
         if self.verbose:
             print(f"\nPredicting {_identifier_of(item, 0)}, shape {tuple(data.shape)}")
+        return self._predict_result(data, item["data_properties"], options, save_probabilities)
+
+    def _predict_result(
+        self, data: torch.Tensor, properties: dict, options: ClassificationOptions | None, with_probabilities: bool
+    ) -> tuple[torch.Tensor | np.ndarray | None, dict[str, np.ndarray], dict[str, torch.Tensor]]:
+        """Result, class probabilities and saliency of one preprocessed case.
+
+        The result is the finished segmentation, an array, where it comes about slab by slab; else logits, a tensor; None for classes alone.
+        """
+        if self.works_in_slabs(with_probabilities) and (options is None or not options.only):
+            if options is not None:
+                self.check_classification_possible(options)
+            found = predict_in_slabs(self, data, properties, options)
+            if found is not None:
+                maps = {}
+                if options is not None and options.saliency:
+                    maps = self._predict_saliency(data, self._calibrated(found.classes, options), found.votes_of_folds)
+                return found.segmentation, found.classes, maps
         if options is None:
             return self.predict_logits_from_preprocessed_data(data).cpu(), {}, {}
-        return self._predict_logits_classes_and_saliency(data, options, item["data_properties"])
+        return self._predict_logits_classes_and_saliency(data, options, properties)
+
+    def works_in_slabs(self, with_probabilities: bool) -> bool:
+        """Whether deep images are predicted with few of their logits in memory, see ``slab_prediction``."""
+        return (
+            self.device.type == "cpu"
+            and not with_probabilities
+            and not half_accumulation_requested()
+            and all(getattr(getattr(self, name), "__func__", None) is getattr(nnUNetPredictor, name) for name in METHODS_OF_WHOLE_IMAGES)
+        )
 
     def _calibrated(self, classes: dict[str, np.ndarray], options: ClassificationOptions | None) -> dict[str, np.ndarray]:
         """Class probabilities as the options want them."""
@@ -770,7 +811,7 @@ class nnUNetPredictor:
 
     def _export_or_failure(
         self,
-        logits: torch.Tensor | None,
+        result: torch.Tensor | np.ndarray | None,
         properties: dict,
         output_file: str | None,
         save_probabilities: bool,
@@ -783,28 +824,34 @@ class nnUNetPredictor:
         try:
             if maps:  # before the segmentation, which stands for a complete case
                 write_saliency(maps, output_file, self.plans_manager, self.configuration_manager, properties)
-            if logits is None:
-                return None
-            if output_file is None:
-                return convert_predicted_logits_to_segmentation_with_correct_shape(
-                    logits,
-                    *(self.plans_manager, self.configuration_manager, self.label_manager, properties, save_probabilities),
-                    threads=threads,
-                )
-            export_prediction_from_logits(
-                logits,
-                properties,
-                self.configuration_manager,
-                self.plans_manager,
-                self.dataset_json,
-                output_file,
-                save_probabilities,
-                classification=classes,
-                threads=threads,
-            )
-            return None
+            return None if result is None else self._finish(result, properties, output_file, save_probabilities, classes, threads)
         except Exception as error:
             return CaseFailure(identifier, error, traceback.format_exc())
+
+    def _finish(
+        self,
+        result: torch.Tensor | np.ndarray,
+        properties: dict,
+        output_file: str | None,
+        with_probabilities: bool,
+        classes: Mapping[str, np.ndarray] | None = None,
+        threads: int = 1,
+    ) -> Any:
+        """Write a result of :meth:`_predict_result`, or without a file return the segmentation, with probabilities a tuple of both."""
+        if isinstance(result, np.ndarray):
+            if output_file is None:
+                return result
+            write_segmentation(result, properties, self.plans_manager, self.dataset_json, output_file)
+        elif output_file is None:
+            managers = self.plans_manager, self.configuration_manager, self.label_manager
+            return convert_predicted_logits_to_segmentation_with_correct_shape(
+                result, *managers, properties, with_probabilities, threads=threads
+            )
+        else:
+            managers = self.configuration_manager, self.plans_manager
+            what = (result, properties, *managers, self.dataset_json, output_file, with_probabilities)
+            export_prediction_from_logits(*what, classification=classes, threads=threads)
+        return None
 
     # --- prediction of one case ----------------------------------------------------------------------------------------------------
 
@@ -826,24 +873,8 @@ class nnUNetPredictor:
             save_or_return_probabilities: Probabilities too.
         """
         data, properties = self._preprocess_array(input_image, image_properties, segmentation_previous_stage)
-        logits = self.predict_logits_from_preprocessed_data(data).cpu()
-        if output_file_truncated is None:
-            return convert_predicted_logits_to_segmentation_with_correct_shape(
-                logits,
-                *(self.plans_manager, self.configuration_manager, self.label_manager, properties, save_or_return_probabilities),
-                threads=torch.get_num_threads(),
-            )
-        export_prediction_from_logits(
-            logits,
-            properties,
-            self.configuration_manager,
-            self.plans_manager,
-            self.dataset_json,
-            output_file_truncated,
-            save_or_return_probabilities,
-            threads=torch.get_num_threads(),
-        )
-        return None
+        result, _, _ = self._predict_result(data, properties, None, save_or_return_probabilities)
+        return self._finish(result, properties, output_file_truncated, save_or_return_probabilities, threads=torch.get_num_threads())
 
     def predict_case(
         self,
@@ -868,17 +899,10 @@ class nnUNetPredictor:
         if options.saliency:
             self.check_classification_possible(options)
         data, case_properties = self._preprocess_array(image, properties, None)
-        maps: dict[str, torch.Tensor] = {}
-        if self.classification_tasks:
-            logits, classes, maps = self._predict_logits_classes_and_saliency(data, options, case_properties)
-            classes = self._calibrated(classes, options)
-        else:
-            logits, classes = self.predict_logits_from_preprocessed_data(data).cpu(), {}
-        result = convert_predicted_logits_to_segmentation_with_correct_shape(
-            logits,
-            *(self.plans_manager, self.configuration_manager, self.label_manager, case_properties, return_probabilities),
-            threads=torch.get_num_threads(),
-        )
+        wanted = options if self.classification_tasks else None
+        result, classes, maps = self._predict_result(data, case_properties, wanted, return_probabilities)
+        classes = self._calibrated(classes, wanted)
+        result = self._finish(result, case_properties, None, return_probabilities, threads=torch.get_num_threads())
         segmentation, probabilities = result if return_probabilities else (result, None)
         classification = {name: task_prediction(self.classification_tasks[name], values) for name, values in classes.items()}
         grid = (self.plans_manager, self.configuration_manager, case_properties)
@@ -934,7 +958,7 @@ class nnUNetPredictor:
         for _ in self._each_fold():
             votes = self._new_votes(options.effective_aggregation)
             logits = self._predict_sliding_window(data, votes, with_segmentation=not options.only)
-            folds.append(votes.probabilities(self._measures(logits, data, properties)))
+            folds.append(votes.probabilities(self._measures(self._map_to_measure(logits), data, properties)))
             votes_of_folds.append(votes)
             if logits is not None:
                 logits = logits.to("cpu")
@@ -986,7 +1010,7 @@ class nnUNetPredictor:
         """What the heads of whole cases look at, ``(F,)`` by task, with the network's present weights; see :class:`CaseHead`."""
         votes = self._new_votes(aggregation)
         logits = self._predict_sliding_window(data, votes)
-        measures = self._measures(logits, data, properties)
+        measures = self._measures(self._map_to_measure(logits), data, properties)
         return {name: votes.case_features(name, measures.get(name)) for name in votes.case_heads}
 
     def _new_votes(self, aggregation: str) -> CaseClassification:
@@ -1002,14 +1026,21 @@ class nnUNetPredictor:
         heads = {} if joint is None else joint.heads
         return {name: heads[name] for name in self.classification_tasks if isinstance(heads[name], CaseHead)}
 
-    def _measures(
-        self, logits: torch.Tensor | None, data: torch.Tensor, properties: Mapping[str, Any] | None
-    ) -> dict[str, np.ndarray]:
+    def measures_structures(self) -> bool:
+        """Whether a head looks at the sizes and shapes of the predicted structures."""
+        return any(head.description.measures for head in self._case_heads().values())
+
+    def _map_to_measure(self, logits: torch.Tensor | None) -> np.ndarray | None:
+        """The labels of one fold on the network's grid, if a head looks at them."""
+        if not self.measures_structures():
+            return None
+        return self.label_manager.convert_logits_to_segmentation(logits.to("cpu")).numpy()
+
+    def _measures(self, label_map: np.ndarray | None, data: torch.Tensor, properties: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
         """Morphometry of the predicted structures by task, for the heads that look at it."""
         measuring = {name: head.description for name, head in self._case_heads().items() if head.description.measures}
         if not measuring:
             return {}
-        label_map = self.label_manager.convert_logits_to_segmentation(logits.to("cpu")).numpy()
         image, spacing = data.to("cpu").numpy(), self._spacing_of_preprocessed(properties)
         measured: dict[tuple, np.ndarray] = {}
         for description in measuring.values():
@@ -1117,22 +1148,29 @@ class nnUNetPredictor:
         weights = self._tile_weights(torch.half if half else torch.float32, results_device)
         accumulator = TileAccumulator(self.label_manager.num_segmentation_heads, data.shape[1:], weights, half=half, device=results_device)
         for slicer in tqdm(slicers, desc="tiles", leave=False, disable=not self.allow_tqdm):
-            # Contiguous, or a compiled network would be compiled again for every size of image.
-            tile = data[slicer][None].to(self.device).contiguous()
-            if classification is None:
-                logits = self._internal_maybe_mirror_and_predict(tile)[0].to(results_device)
-            else:
-                output = self._mirrored_output(tile, with_classes=True)
-                logits = output.segmentation[0].to(results_device)
-                classification.add_tile(output.classification, logits, weights)
-            accumulator.add(logits, slicer)
+            self._add_tile(data, slicer, accumulator, classification)
         result = accumulator.result()
         if not accumulator.is_finite:
-            raise RuntimeError(
-                "The network predicted values that are not finite numbers. The image may hold extreme values or NaN, "
-                "the weights may be broken, or float16 may have overflowed (nnUNet_half_accumulation, or the GPU's autocast)."
-            )
+            raise RuntimeError(NOT_FINITE)
         return result
+
+    def _add_tile(
+        self,
+        data: torch.Tensor,
+        slicer: tuple[slice | int, ...],
+        accumulator: TileAccumulator | RollingAccumulator,
+        classification: CaseClassification | None,
+    ) -> None:
+        """Predict one tile; its logits go into the accumulator, its class votes into ``classification``."""
+        # Contiguous, or a compiled network would be compiled again for every size of image.
+        tile = data[slicer][None].to(self.device).contiguous()
+        if classification is None:
+            logits = self._internal_maybe_mirror_and_predict(tile)[0].to(accumulator.device)
+        else:
+            output = self._mirrored_output(tile, with_classes=True)
+            logits = output.segmentation[0].to(accumulator.device)
+            classification.add_tile(output.classification, logits, accumulator.tile_weights)
+        accumulator.add(logits, slicer)
 
     @torch.inference_mode()
     def _classify_tiles(self, data: torch.Tensor, slicers: Sequence[tuple[slice | int, ...]], classification: CaseClassification) -> None:

@@ -16,6 +16,10 @@ from scipy.ndimage import gaussian_filter
 GAUSSIAN_PEAK = 10
 HALF_ACCUMULATION_VARIABLE = "nnUNet_half_accumulation"
 TRUE_VALUES = ("1", "true", "t", "yes")
+NOT_FINITE = (
+    "The network predicted values that are not finite numbers. The image may hold extreme values or NaN, "
+    "the weights may be broken, or float16 may have overflowed (nnUNet_half_accumulation, or the GPU's autocast)."
+)
 
 
 def half_accumulation_requested() -> bool:
@@ -158,9 +162,14 @@ class TileAccumulator:
 
     def result(self) -> torch.Tensor:
         """The weighted mean ``(C, X, Y, Z)``; uses the sums' memory, so nothing can be added afterwards. ``is_finite`` is known then."""
-        for channel in self.logits:
-            torch.div(channel, self.weights, out=channel)
+        return self.result_of_rows(slice(None))
+
+    def result_of_rows(self, rows: slice) -> torch.Tensor:
+        """The same for a part of the first spatial axis, once; ``is_finite`` is known for the parts that were asked for."""
+        averaged, weights = self.logits[:, rows], self.weights[rows]
+        for channel in averaged:
+            torch.div(channel, weights, out=channel)
             # One pass and no mask: what is not finite makes the sum so. A sum may also overflow, which is looked into.
             if not bool(torch.isfinite(channel.sum(dtype=torch.float32))):
                 self.is_finite = self.is_finite and bool(torch.isfinite(channel).all())
-        return self.logits
+        return averaged

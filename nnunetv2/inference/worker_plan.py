@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -26,8 +27,10 @@ EXPORT_BYTES_WITH_PROBABILITIES = 30
 # Otherwise a resampled channel, the best value so far, labels and intermediate axes; for probabilities logits and probabilities by class.
 CHANNEL_EXPORT_BYTES_PER_VOXEL = 24
 BYTES_OF_ALL_CLASSES = 10
-# Results in the main process: the one that the tiles are added to, and the mean over folds.
+# Logits in the main process: those that the tiles are added to, and the mean over folds.
 RESULTS_OF_NETWORK = 2
+# Where logits become labels while they are predicted: beside the rows of a tile, what tiles taken together and interpolation add.
+ROWS_BESIDE_A_TILE = 4
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,12 @@ class PredictionNeed:
 
     identifier: str
     reading: int  # in a process that preprocesses it
-    result: int  # logits on the network's grid
-    writing: int  # result and export of one case
+    result: int  # in the main process while the network works
+    writing: int  # logits, if labels are still to be made of them, and export of one case
 
     def total(self, reading: int, writing: int) -> int:
         """With so many cases read ahead and written at the same time."""
-        return reading * (WORKER_BYTES + self.reading) + writing * self.writing + RESULTS_OF_NETWORK * self.result
+        return reading * (WORKER_BYTES + self.reading) + writing * self.writing + self.result
 
 
 def largest_need(
@@ -59,6 +62,7 @@ def largest_need(
     configuration_manager: ConfigurationManager,
     num_heads: int,
     with_probabilities: bool = False,
+    folds_in_slabs: int = 0,
 ) -> PredictionNeed:
     """Need of the case that takes most, from headers.
 
@@ -68,18 +72,51 @@ def largest_need(
         configuration_manager: Of the model.
         num_heads: Channels of the network's output.
         with_probabilities: They are written too.
+        folds_in_slabs: Number of folds, if the predictor works in slabs (``nnUNetPredictor.works_in_slabs``); else 0.
     """
-
     export_bytes_per_voxel = _export_bytes_per_voxel(plans_manager, configuration_manager, num_heads, with_probabilities)
 
     def need(identifier: str, sizes: Sequence[ImageSize]) -> PredictionNeed:
         voxels = max((size.voxels for size in sizes), default=0)
         factor = enlargement(sizes[0].spacing, plans_manager, configuration_manager) if sizes else 1.0
-        result = round(LOGIT_BYTES * num_heads * voxels * factor)
-        export = voxels * export_bytes_per_voxel
-        return PredictionNeed(identifier, bytes_to_preprocess(sizes, plans_manager, configuration_manager), result, result + export)
+        logits = round(LOGIT_BYTES * num_heads * voxels * factor)
+        result, export = RESULTS_OF_NETWORK * logits, voxels * export_bytes_per_voxel
+        rolling = folds_in_slabs and _voxels_in_slabs(sizes, plans_manager, configuration_manager, folds_in_slabs)
+        if rolling:
+            result, logits = round(LOGIT_BYTES * (num_heads + 1) * rolling) + export, 0
+        return PredictionNeed(identifier, bytes_to_preprocess(sizes, plans_manager, configuration_manager), result, logits + export)
 
     return max((need(name, sizes) for name, sizes in sizes_of_cases(images).items()), key=lambda found: found.total(1, 1))
+
+
+def _voxels_in_slabs(
+    sizes: Sequence[ImageSize], plans_manager: PlansManager, configuration_manager: ConfigurationManager, folds: int
+) -> float:
+    """Voxels of the network's grid whose logits are in memory, counted for each fold; 0 where all of them are."""
+    size = sizes[0] if sizes else None
+    if size is None or size.shape is None or len(size.shape) != 3 or not _makes_labels_by_blocks(plans_manager, configuration_manager):
+        return 0
+    patch = list(configuration_manager.patch_size)
+    shape = [size.shape[axis] * factor for axis, factor in enumerate(_factors(size, plans_manager, configuration_manager))]
+    depth, *plane = [shape[axis] for axis in plans_manager.transpose_forward]
+    tile_depth = patch[0] if len(patch) == len(shape) else 1
+    rows = (tile_depth + ROWS_BESIDE_A_TILE) * folds
+    return rows * math.prod(map(max, plane, patch[-2:])) if rows < depth * min(2, folds) else 0
+
+
+def _factors(size: ImageSize, plans_manager: PlansManager, configuration_manager: ConfigurationManager) -> list[float]:
+    """Voxels after resampling by those before, for each axis of the reader."""
+    factors = [1.0] * 3
+    target = list(configuration_manager.spacing)
+    if size.spacing is not None and len(size.spacing) == 3 and min(size.spacing) > 0:
+        for axis, spacing in zip(plans_manager.transpose_forward[-len(target) :], target, strict=True):
+            factors[axis] = size.spacing[axis] / spacing
+    return factors
+
+
+def _makes_labels_by_blocks(plans_manager: PlansManager, configuration_manager: ConfigurationManager) -> bool:
+    """Whether ``export_prediction`` goes by blocks."""
+    return plans_manager.label_manager_class is LabelManager and works_in_blocks(configuration_manager.resampling_fn_probabilities)
 
 
 def _export_bytes_per_voxel(

@@ -262,7 +262,7 @@ def extract(key: str, work: Path, method: str, fold: int, copies: int) -> None:
                     np.savez(
                         file,
                         evidence_mass=np.asarray(votes._votes["vector_mean_max"].evidence),
-                        measures=predictor._measures(logits, seen, properties)["vector_mean_max"],
+                        measures=predictor._measures(predictor._map_to_measure(logits), seen, properties)["vector_mean_max"],
                         channels=np.array(channels),
                         **arrays,
                     )

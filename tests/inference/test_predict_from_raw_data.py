@@ -438,7 +438,7 @@ def test_a_worker_that_dies_loses_its_case_only(model, images, tmp_path, monkeyp
     assert all(item["data"].shape == (1, 20, 22, 18) for item in items[1:])
 
 
-@pytest.mark.parametrize("step", ["network", "export"])
+@pytest.mark.parametrize("step", ["_internal_predict_sliding_window_return_logits", "_add_tile", "_finish"])
 def test_a_failed_case_gives_its_memory_back(model, images, step, monkeypatch) -> None:
     # On a GPU the tensors of one case that did not fit would leave no room for the next one.
     failed: list[weakref.ref] = []
@@ -450,10 +450,7 @@ def test_a_failed_case_gives_its_memory_back(model, images, step, monkeypatch) -
         raise RuntimeError("it does not fit")
 
     predictor = predictor_of(model)
-    if step == "network":
-        monkeypatch.setattr(predictor, "_internal_predict_sliding_window_return_logits", fail)
-    else:
-        monkeypatch.setattr(predict_from_raw_data, "convert_predicted_logits_to_segmentation_with_correct_shape", fail)
+    monkeypatch.setattr(predictor, step, fail)
     with pytest.raises(CaseErrors, match="3 of 3 cases failed") as caught:
         predictor.predict_from_files_sequential(str(images), None)
     assert len(failed) == 3

@@ -29,13 +29,15 @@ def test_the_size_is_read_from_the_header(tmp_path: Path) -> None:
     size = image_size(write(tmp_path / "a.nii.gz"))
     assert (size.voxels, size.channels) == (80 * 160 * 160, 1)
     assert size.spacing == pytest.approx((2, 1, 1))
-    assert image_size(write(tmp_path / "a.png", (30, 40), (1.0, 1.0), np.uint8)).voxels == 1200
+    assert size.shape == (80, 160, 160)
+    flat = image_size(write(tmp_path / "a.png", (30, 40), (1.0, 1.0), np.uint8))
+    assert (flat.voxels, flat.shape) == (1200, (1, 30, 40))
 
 
 def test_resolutions_that_readers_ignore_count_for_nothing(tmp_path: Path) -> None:
     assert image_size(write(tmp_path / "a_0000.png", (30, 40), (0.1, 0.1), np.uint8)).spacing is None
     stack = write(tmp_path / "b_0000.tif", (5, 30, 40), (0.1, 0.1, 0.1), np.uint8)
-    assert image_size(stack) == ImageSize(5 * 30 * 40)
+    assert image_size(stack) == ImageSize(5 * 30 * 40, shape=(5, 30, 40))
     (tmp_path / "b.json").write_text('{"spacing": [2, 1, 1.5]}')
     assert image_size(stack).spacing == (2, 1, 1.5)
     (tmp_path / "b.json").write_text('{"spacing": ')

@@ -8,6 +8,7 @@ range of the part of the input that the block reads, so that many channels need 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -86,6 +87,8 @@ def blockwise_resampling(
     order_z: int = 0,
     force_separate_z: bool | None = False,
     separate_z_anisotropy_threshold: float = ANISO_THRESHOLD,
+    *,
+    row_stops: Sequence[int] = (),
 ) -> BlockwiseResampling | None:
     """What ``resample_data_or_seg_to_shape`` does with the same arguments, in blocks; None where blocks cannot do it (cubic splines, labels).
 
@@ -99,6 +102,8 @@ def blockwise_resampling(
         order_z: See there.
         force_separate_z: See there.
         separate_z_anisotropy_threshold: See there.
+        row_stops: Inputs of the first axis at which its blocks are cut besides: what can be computed from the inputs before one of them
+            is not put off to a block that reads others too.
     """
     separate, axis = False, None
     if tuple(shape) != tuple(new_shape):
@@ -109,7 +114,8 @@ def blockwise_resampling(
     factors = [new / old for old, new in zip(shape, new_shape, strict=True)]
     # What shrinks first, what grows last, because that leaves the least to do; the last axis early, because it is the slowest.
     axes = sorted((2, 1, 0), key=lambda a: factors[a])
-    blocks = tuple(_axis_blocks(int(old), int(new), spline) for old, new, spline in zip(shape, new_shape, orders, strict=True))
+    stops = (row_stops, (), ())
+    blocks = tuple(_axis_blocks(int(old), int(new), *how) for old, new, *how in zip(shape, new_shape, orders, stops, strict=True))
     return BlockwiseResampling(blocks, tuple(axes))
 
 
@@ -122,21 +128,30 @@ def works_in_blocks(function: Callable) -> bool:
     return not keywords.get("is_seg", False) and all(order in CONVEX_ORDERS for order in orders)
 
 
-def _axis_blocks(old: int, new: int, order: int) -> tuple[AxisBlock, ...]:
+def _axis_blocks(old: int, new: int, order: int, stops: Sequence[int]) -> tuple[AxisBlock, ...]:
     """All blocks of one axis."""
-    parts = [slice(start, min(start + OUTPUTS_PER_BLOCK, new)) for start in range(0, new, OUTPUTS_PER_BLOCK)]
     if old == new:
-        return tuple(AxisBlock(part, part) for part in parts)
+        return tuple(AxisBlock(part, part) for part in _parts(np.arange(new), stops))
     if order == 0:
         nearest = nearest_indices(old, new)
-        return tuple(AxisBlock(part, *_read(nearest[part])) for part in parts)
+        return tuple(AxisBlock(part, *_read(nearest[part])) for part in _parts(nearest, stops))
     lower, *weights = linear_taps(old, new)
     upper = np.minimum(lower + 1, old - 1)
     blocks = []
-    for part in parts:
+    for part in _parts(upper, stops):
         inputs, positions = _read(np.concatenate([lower[part], upper[part]]))
         blocks.append(AxisBlock(part, inputs, *np.split(positions, 2), tuple(weight[part] for weight in weights)))
     return tuple(blocks)
+
+
+def _parts(last_inputs: np.ndarray, stops: Sequence[int]) -> list[slice]:
+    """The outputs of each block, from the last input that every output reads (ascending) and the inputs where blocks are cut."""
+    edges = sorted({0, *(int(np.searchsorted(last_inputs, stop)) for stop in stops), len(last_inputs)})
+    return [
+        slice(start, min(start + OUTPUTS_PER_BLOCK, edge))
+        for before, edge in itertools.pairwise(edges)
+        for start in range(before, edge, OUTPUTS_PER_BLOCK)
+    ]
 
 
 def _read(indices: np.ndarray) -> tuple[slice, np.ndarray]:
