@@ -81,12 +81,12 @@ def collect(path: str | Path, sources: Sources) -> ReportContent:
     folder = _existing_folder(path)
     if is_model_folder(folder):
         return collect_model(folder, sources)
-    if sources.checkpoint != FINAL_CHECKPOINT:
-        raise ValueError(f"-chk {sources.checkpoint} chooses a validation of a trained model, but {folder} is none. Leave -chk out.")
     if is_model_folder(folder.parent) and folder.name.startswith("fold_"):
         raise ValueError(
             f"{folder} is one fold of a model. Give the folder of the model, {folder.parent}: all its folds are reported together."
         )
+    if sources.checkpoint != FINAL_CHECKPOINT:
+        raise ValueError(f"-chk {sources.checkpoint} chooses a validation of a trained model, but {folder} is none. Leave -chk out.")
     return collect_predictions(folder, sources)
 
 

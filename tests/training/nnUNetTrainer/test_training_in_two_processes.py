@@ -108,6 +108,16 @@ def test_processes_that_would_train_different_epochs_are_refused(ranks: list[Res
     assert "the first process differ in epoch: 0 and 1. All machines need" in ranks[1]["not finite"]["difference"]
 
 
+def test_processes_agree_on_a_seed_that_is_drawn(ranks: list[Result]) -> None:
+    assert ranks[0]["seed"] is not None
+    assert ranks[0]["seed"] == ranks[1]["seed"]
+
+
+def test_all_processes_hear_of_a_case_that_one_could_not_validate(ranks: list[Result]) -> None:
+    assert "disk is broken" in ranks[0]["broken case"]
+    assert ranks[0]["broken case"] == ranks[1]["broken case"]
+
+
 def test_processes_draw_different_random_numbers(ranks: list[Result]) -> None:
     for of_first, of_second in zip(ranks[0]["resumed"]["noise"], ranks[1]["resumed"]["noise"]):
         assert of_first != of_second
