@@ -24,6 +24,7 @@ from nnunetv2.training.distributed import (
 )
 
 CPU = torch.device("cpu")
+BUSY_SECONDS = 120.0  # long after a process must have been ended, on the slowest machine
 
 
 def write_what_all_say(folder: str) -> None:
@@ -125,8 +126,9 @@ def second_fails(folder: str, how: str, others_are_busy: bool) -> None:
         Path(folder, f"{process_rank()}.pid").write_text(str(os.getpid()))
         if process_rank() == 1:
             fail(how)
-        while others_are_busy:
-            time.sleep(0.1)
+        if others_are_busy:
+            time.sleep(BUSY_SECONDS)
+            Path(folder, f"{process_rank()}.not_ended").touch()
         wait_for_all_processes()
 
 
