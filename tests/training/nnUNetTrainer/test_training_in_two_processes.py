@@ -95,6 +95,11 @@ def test_heads_refitted_on_patches_are_those_of_one_process(one: Result, two: li
     assert torch.cat(different).float().mean() < 0.02
 
 
+def test_heads_that_the_first_process_fits_on_cases_come_to_all(ranks: list[Result]) -> None:
+    assert ranks[0]["heads of cases"]
+    assert same(ranks[0]["heads of cases"], ranks[1]["heads of cases"])
+
+
 def test_a_step_is_left_out_by_all_or_none(ranks: list[Result]) -> None:
     """And without deep supervision, layers that never get a gradient stop nothing."""
     start, left_out, end = ranks[0]["not finite"]["weights"]

@@ -199,6 +199,16 @@ def validate_with_a_broken_case(preprocessed: Path) -> str:
     return ""
 
 
+def heads_of_cases(preprocessed: Path) -> dict[str, Any]:
+    """Weights of heads on whole cases, which the first process fits, in each process."""
+    trainer = make_trainer(nnUNetTrainerMultitask, preprocessed)
+    trainer.initialize()
+    trainer.head_refit, trainer.refit_augmented_copies = "cases", 0
+    trainer.inference_allowed_mirroring_axes = None  # faster
+    trainer.refit_heads()
+    return trainer.refitted_heads_entry()["weights"]
+
+
 def run_process(preprocessed: str, folder: str) -> None:
     """All of the above in one of two processes."""
     torch.set_num_threads(1)
@@ -208,6 +218,7 @@ def run_process(preprocessed: str, folder: str) -> None:
             "not finite": train_with_a_loss_that_is_not_finite(Path(preprocessed)),
             "seed": draw_a_seed(Path(preprocessed)),
             "broken case": validate_with_a_broken_case(Path(preprocessed)),
+            "heads of cases": heads_of_cases(Path(preprocessed)),
             "resumed": train_and_resume(Path(preprocessed), Path(folder)),
         }
         torch.save(result, f"{folder}/{process_rank()}.pt")
