@@ -25,7 +25,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="MODEL_OR_PREDICTIONS",
         help="folder of a model, .../TRAINER__PLANS__CONFIGURATION (also relative to nnUNet_results), or the -o of nnUNetv2_predict",
     )
-    parser.add_argument("-o", default=None, metavar="FILE.html", help="page to write (default: report.html in the folder)")
+    parser.add_argument(
+        "-o",
+        default=None,
+        metavar="FILE.html",
+        help="page to write (default: report.html in the folder, report_best.html or the like with -chk)",
+    )
     parser.add_argument(
         "--reference_labels", default=None, metavar="FILE", help="true classes, in the form of labels.csv (default: those of the dataset)"
     )
@@ -50,6 +55,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "-m", default=None, metavar="FOLDER", help="for predictions: the model that made them; adds its training to the page"
+    )
+    parser.add_argument(
+        "-chk",
+        default="checkpoint_final.pth",
+        metavar="CHECKPOINT",
+        help="for a model: whose validation; others than the default are validated by nnUNetv2_train ... -val_chk (default: %(default)s)",
     )
     parser.add_argument(
         "--worst", type=number_of_processes, default=DEFAULT_WORST, metavar="N", help="cases to show for each task (default: %(default)s)"
@@ -80,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         dataset_json_file=args.djfile,
         groups_file=args.groups,
         model_folder=args.m,
+        checkpoint=args.chk,
         num_processes=args.np,
     )
     command = shlex.join(["nnUNetv2_report", *arguments])

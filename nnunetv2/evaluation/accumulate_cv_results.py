@@ -205,7 +205,7 @@ def validated_checkpoints(model_folder: str | os.PathLike, folds: Sequence[int |
         checkpoint = f"checkpoint_{name.removeprefix(f'{VALIDATION}_')}.pth"
         if not CHECKPOINT_NAME.fullmatch(checkpoint) or checkpoint == FINAL_CHECKPOINT:
             continue  # a folder of the user's; the final one's is VALIDATION
-        problems = {fold: problem for fold in folds if (problem := _problem_of_validation(model / f"fold_{fold}" / name, checkpoint))}
+        problems = {fold: problem for fold in folds if (problem := problem_of_validation(model / f"fold_{fold}" / name, checkpoint))}
         if not problems:
             complete.append(checkpoint)
             continue
@@ -214,7 +214,7 @@ def validated_checkpoints(model_folder: str | os.PathLike, folds: Sequence[int |
     return complete, reasons
 
 
-def _problem_of_validation(folder: Path, checkpoint: str) -> str:
+def problem_of_validation(folder: Path, checkpoint: str) -> str:
     """Why a folder does not hold the validation of the checkpoint beside it; empty if it does."""
     summary, file = folder / "summary.json", folder.parent / checkpoint
     if not summary.is_file():

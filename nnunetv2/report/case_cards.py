@@ -37,7 +37,7 @@ def cases_section(page: PageContent) -> list[Any]:
 
 def _how_to_get_saliency(content: ReportContent) -> str:
     """What to run for saliency maps."""
-    wanted = "fold_X/validation/saliency" if content.kind == MODEL else "saliency in the folder of the predictions"
+    wanted = f"fold_X/{content.validation_name}/saliency" if content.kind == MODEL else "saliency in the folder of the predictions"
     how = (
         "predict the validation cases with nnUNetv2_predict --save_cls --save_saliency and move the maps there"
         if content.kind == MODEL

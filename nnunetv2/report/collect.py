@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from nnunetv2.configuration import default_num_processes
+from nnunetv2.evaluation.accumulate_cv_results import option_of, problem_of_validation
 from nnunetv2.evaluation.evaluate_classification import find_groups
 from nnunetv2.evaluation.evaluate_predictions import SMALL_JOB_BYTES, compute_metrics, load_summary_json
-from nnunetv2.evaluation.validation_tables import CROSS_VALIDATION_FILE, class_tables_of_folder
+from nnunetv2.evaluation.validation_tables import CROSS_VALIDATION_FILE, FINAL_CHECKPOINT, class_tables_of_folder, validation_folder_name
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
 from nnunetv2.report.content import MODEL, PREDICTIONS, CaseFiles, FoldTraining, ReportContent, by_structure, structures_of
@@ -55,6 +56,7 @@ class Sources:
     dataset_json_file: str | Path | None = None
     groups_file: str | Path | None = None
     model_folder: str | Path | None = None  # that made the predictions
+    checkpoint: str = FINAL_CHECKPOINT  # of a trained model: whose validation
     num_processes: int = default_num_processes
 
 
@@ -83,6 +85,8 @@ def collect(path: str | Path, sources: Sources) -> ReportContent:
         raise ValueError(
             f"{folder} is one fold of a model. Give the folder of the model, {folder.parent}: all its folds are reported together."
         )
+    if sources.checkpoint != FINAL_CHECKPOINT:
+        raise ValueError(f"-chk {sources.checkpoint} chooses a validation of a trained model, but {folder} is none. Leave -chk out.")
     return collect_predictions(folder, sources)
 
 
@@ -113,18 +117,28 @@ def collect_model(folder: Path, sources: Sources) -> ReportContent:
     plans = load_json(folder / "plans.json")
     tasks = classification_tasks(dataset_json)
     content = ReportContent(
-        kind=MODEL, folder=folder, dataset_json=dataset_json, plans=plans, tasks=tasks, structures=structures_of(dataset_json)
+        kind=MODEL,
+        folder=folder,
+        dataset_json=dataset_json,
+        plans=plans,
+        tasks=tasks,
+        structures=structures_of(dataset_json),
+        validation_name=validation_folder_name(sources.checkpoint),
     )
     dataset = _dataset_folders(plans)
     _add_splits(content, dataset)
     _add_labels_and_groups(content, dataset, sources)
     folds = _validated_folds(content)
-    _add_validations(content, folds)
+    if sources.checkpoint != FINAL_CHECKPOINT:
+        _check_validations(content, folds, sources.checkpoint)
+    _add_validations(content, folds, sources.checkpoint)
     content.trainings = [training for training in map(_read_training, _fold_folders(folder)) if training is not None]
     if not content.trainings:
         content.missing["curves"] = "No fold has a checkpoint that can be read, and the curves are stored there."
     if (folder / CALIBRATION_FILE).is_file():
-        content.calibration = load_json(folder / CALIBRATION_FILE)
+        calibration = load_json(folder / CALIBRATION_FILE)
+        if sources.checkpoint in (FINAL_CHECKPOINT, calibration.get("checkpoint")):
+            content.calibration = calibration
     content.reader = _reader(content, dataset)
     content.files = _case_files(content, dataset, sources)
     _check_held_out(content)
@@ -142,7 +156,7 @@ def _validated_folds(content: ReportContent) -> list[Path]:
     having = [
         f
         for f in _fold_folders(content.folder)
-        if any((f / "validation" / name).is_file() for name in ("summary.json", CLASSIFICATION_FILE))
+        if any((f / content.validation_name / name).is_file() for name in ("summary.json", CLASSIFICATION_FILE))
     ]
     held_out = [f for f in having if f.name != "fold_all"]
     if held_out and len(held_out) < len(having):
@@ -164,15 +178,29 @@ def _validated_folds(content: ReportContent) -> list[Path]:
     return folds
 
 
-def _add_validations(content: ReportContent, folds: Sequence[Path]) -> None:
+def _check_validations(content: ReportContent, folds: Sequence[Path], checkpoint: str) -> None:
+    """Raise FileNotFoundError if no fold has validated a checkpoint that was asked for; a note if a validation may be of an older one."""
+    if not folds:
+        found = sorted({f.name for f in content.folder.glob("fold_*/validation*") if f.is_dir()})
+        raise FileNotFoundError(
+            f"No fold of {content.folder.name} has a {content.validation_name}, which nnUNetv2_train with "
+            f"--val{option_of(content.validation_name)} writes. Found: {', '.join(found) or 'no validation'}."
+        )
+    for fold in folds:
+        problem = problem_of_validation(fold / content.validation_name, checkpoint)
+        if problem:
+            content.notes.append(f"{fold.name}: {problem}.")
+
+
+def _add_validations(content: ReportContent, folds: Sequence[Path], checkpoint: str) -> None:
     """Metrics and class tables of the folds; a case that several folds validate counts once."""
     overlaps, fold_of, repeated = {}, {}, []
-    tables = {fold: class_tables_of_folder(fold / "validation", content.tasks) for fold in folds}
+    tables = {fold: class_tables_of_folder(fold / content.validation_name, content.tasks) for fold in folds}
     counting = _counting_heads(content, list(tables.values()))
     names = [counting, *dict.fromkeys(name for table in tables.values() for name in table if name != counting)] if counting else []
     pooled: dict[str, dict[str, Mapping[str, np.ndarray]]] = {name: {} for name in names}
     for fold in folds:
-        metrics = _summary_of_folder(fold / "validation", content)
+        metrics = _summary_of_folder(fold / content.validation_name, content)
         for identifier in sorted({*metrics, *(case for table in tables[fold].values() for case in table)}):
             if identifier in fold_of:
                 repeated.append(identifier)
@@ -185,7 +213,9 @@ def _add_validations(content: ReportContent, folds: Sequence[Path]) -> None:
                 if identifier in rows:
                     pooled[name][identifier] = rows[identifier]
     content.overlaps, content.fold_of, content.identifiers = overlaps, fold_of, tuple(sorted(fold_of))
-    content.overlap_source = "the validation at the end of the training"
+    content.overlap_source = (
+        "the validation at the end of the training" if checkpoint == FINAL_CHECKPOINT else f"the validation of {checkpoint}"
+    )
     content.class_tables = {name: rows for name, rows in pooled.items() if rows}
     if repeated:
         content.notes.append(
@@ -498,7 +528,7 @@ def _case_files(content: ReportContent, dataset: _Dataset, sources: Sources) -> 
     files = {}
     for identifier in content.identifiers:
         fold = content.fold_of.get(identifier)
-        folder = content.folder if fold is None else content.folder / f"fold_{fold}" / "validation"
+        folder = content.folder if fold is None else content.folder / f"fold_{fold}" / content.validation_name
         candidates = [reference / f"{identifier}{ending}" for reference in references]
         candidates += [Path(listed[identifier]["label"])] if identifier in listed else []
         candidates += [Path(content.recorded_references[identifier])] if content.recorded_references.get(identifier) else []

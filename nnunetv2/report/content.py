@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from nnunetv2.evaluation.segmentation_metrics import LabelOrRegion
+from nnunetv2.evaluation.validation_tables import VALIDATION
 from nnunetv2.utilities.label_handling.classification_labels import CaseLabels, ClassificationTask
 
 MODEL, PREDICTIONS = "model", "predictions"
@@ -54,6 +55,7 @@ class ReportContent:
     tasks: Mapping[str, ClassificationTask]
     structures: Mapping[str, LabelOrRegion]  # foreground, by name
     folds: tuple[str, ...] = ()  # that were pooled
+    validation_name: str = VALIDATION  # folder in each fold
     fold_of: Mapping[str, str] = field(default_factory=dict)  # by identifier
     identifiers: tuple[str, ...] = ()  # of all predicted cases
     splits: Sequence[Mapping[str, Sequence[str]]] | None = None

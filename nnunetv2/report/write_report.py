@@ -14,6 +14,7 @@ import numpy as np
 from nnunetv2.evaluation.bootstrap import DRAWS
 from nnunetv2.evaluation.classification_metrics import known_cases, reliability
 from nnunetv2.evaluation.segmentation_metrics import region_or_label_to_mask
+from nnunetv2.evaluation.validation_tables import VALIDATION
 from nnunetv2.report.case_pictures import CasePicture, draw_case, load_case, read_saliency
 from nnunetv2.report.charts import class_charts, dice_chart, training_charts
 from nnunetv2.report.collect import Sources, collect
@@ -44,7 +45,7 @@ def write_report(
 
     Args:
         path: Folder of the model or of the predictions.
-        output_file: The page; None: ``report.html`` in that folder.
+        output_file: The page; None: ``report.html`` in that folder, ``report_best_joint.html`` or the like for another checkpoint.
         sources: Where to find truth and images, if not where nnU-Net keeps them.
         worst: Number of cases shown for each task; 0: none.
         draws: Of the bootstrap.
@@ -57,7 +58,8 @@ def write_report(
         FileNotFoundError, ValueError: If there is nothing to report on, or a file is wrong.
     """
     content = collect(path, sources or Sources())
-    output = content.folder / REPORT_FILE if output_file is None else Path(output_file)
+    suffix = content.validation_name.removeprefix(VALIDATION)
+    output = content.folder / REPORT_FILE.replace(".", f"{suffix}.") if output_file is None else Path(output_file)
     page = build_page(assemble(content, worst=worst, draws=draws, command=command))
     with atomic_path(output) as temporary:
         temporary.write_text(page, encoding="utf-8")

@@ -18,17 +18,26 @@ import threading
 from datetime import timedelta
 from typing import Any
 
+import torch
+
 STORE_KEY = "nnunetv2/peer_watch"
 LOOPBACK = "127.0.0.1"
 CONNECT_SECONDS = 300.0  # until the last process has come; machines load programs at different speeds
 GRACE_SECONDS = 10.0  # for a process to end by itself, through an error, before it is ended
-CONSEQUENCE_SECONDS = 2.0  # within which the failure that caused an error of communication is known
+CONSEQUENCE_SECONDS = 2.0  # within which the failure that caused an error of another process is known
+LOST_SECONDS = 5.0  # the same where the error itself says that another process is gone
 # Seconds of silence, between two questions and number of questions after which a machine that does not answer is given up.
 KEEP_ALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
 
 
 class PeerFailure(RuntimeError):
     """Another process of this training failed; the message says which and why."""
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether an error only says that another process of the group cannot be reached, of which it may be the end or the fault."""
+    # gloo has no exception of its own, but names its source file.
+    return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
 
 
 class PeerWatch:
@@ -77,7 +86,7 @@ class PeerWatch:
         """
         # What torch says when a process is gone says nothing about why.
         if isinstance(error, RuntimeError):
-            self._failed.wait(CONSEQUENCE_SECONDS)
+            self._failed.wait(LOST_SECONDS if is_lost_connection(error) else CONSEQUENCE_SECONDS)
         self._ended.set()
         if self.failure is not None:
             raise PeerFailure(self._consequence()) from None

@@ -16,6 +16,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +26,7 @@ from typing import Any
 
 import torch
 
-from nnunetv2.run.peer_watch import CONNECT_SECONDS, GRACE_SECONDS, PeerFailure, PeerWatch
+from nnunetv2.run.peer_watch import CONNECT_SECONDS, GRACE_SECONDS, PeerFailure, PeerWatch, is_lost_connection
 from nnunetv2.training.distributed import LOCAL_RANK, portable_error, wait_for_all_processes
 from nnunetv2.utilities.machine import is_ended_by, signal_name
 
@@ -35,6 +36,7 @@ VARIABLES = ("RANK", LOCAL_RANK, "WORLD_SIZE")
 LONGEST_WAIT = timedelta(days=1)
 END_SECONDS = GRACE_SECONDS + 15.0  # for the others to end by themselves after one has failed
 KILL_SECONDS = 5.0  # for a process to end when it is asked to
+LEAVE_SECONDS = 3.0  # for a process to leave the group after an error; with LOST_SECONDS less than GRACE_SECONDS, after which it is ended
 
 
 def in_every_process(run: Callable[..., None]) -> Callable[..., None]:
@@ -115,7 +117,10 @@ def process_group(device: torch.device) -> Iterator[None]:
             with contextlib.suppress(ValueError):  # not in the main thread
                 signal.signal(signal.SIGALRM, signal.SIG_DFL)
                 signal.alarm(int(GRACE_SECONDS))
-        watch.fail(error)
+        try:
+            watch.fail(error)
+        finally:
+            _leave_after(error)
         raise
     watch.finish()
 
@@ -153,6 +158,25 @@ def cleanup_ddp() -> None:
     # trainers lie in cycles of references.
     gc.collect()
     torch.distributed.destroy_process_group()
+
+
+def _leave_after(error: BaseException) -> None:
+    """Leave the process group although another process may be gone; what belongs to the failed run is let go of."""
+    if not torch.distributed.is_initialized():
+        return
+
+    def leave() -> None:
+        # Its frames hold the trainer, and with it the network that refers to the group.
+        failed: BaseException | None = error
+        while failed is not None:
+            traceback.clear_frames(failed.__traceback__)
+            failed = failed.__cause__ or failed.__context__
+        cleanup_ddp()
+
+    # In a thread, because the end of a group waits for what it was asked to do, and the others may never join in.
+    thread = threading.Thread(target=leave, name="nnunetv2-leave-group", daemon=True)
+    thread.start()
+    thread.join(LEAVE_SECONDS)
 
 
 # --- starting processes on this machine
@@ -245,7 +269,9 @@ def _end(processes: list[Any]) -> None:
 
 def _raise_cause(errors: list[tuple[Exception, str]], exit_codes: list[int | None]) -> None:
     """Raise what went wrong first, if anything did; what it led to in other processes only if nothing else is known."""
-    causes = [entry for entry in errors if not isinstance(entry[0], PeerFailure)]
+    consequences = [entry for entry in errors if isinstance(entry[0], PeerFailure)]  # they name the process that failed
+    lost_connections = [entry for entry in errors if entry not in consequences and is_lost_connection(entry[0])]
+    causes = [entry for entry in errors if entry not in consequences and entry not in lost_connections]
     if causes:
         error, text = causes[0]
         raise error from _TracebackOfProcess(text)
@@ -253,8 +279,8 @@ def _raise_cause(errors: list[tuple[Exception, str]], exit_codes: list[int | Non
         if code is not None and code < 0:
             advice = " Most likely the system ran out of memory." if is_ended_by(code, "SIGKILL") else ""
             raise RuntimeError(f"Process {rank} of {len(exit_codes)} was ended by {signal_name(-code)}.{advice}")
-    if errors:
-        raise errors[0][0]
+    for error, text in consequences + lost_connections:
+        raise error from _TracebackOfProcess(text)
     for rank, code in enumerate(exit_codes):
         if code != 0:
             raise RuntimeError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import weakref
@@ -332,6 +333,42 @@ def test_the_command_writes_where_it_is_told(nnunet_folders, tmp_path, capsys) -
     assert f"nnUNetv2_report {DATASET}/{MODEL} -o" in text and "--worst 1" in text
     main([str(material.model), "--worst", "0"])
     assert (material.model / "report.html").is_file()
+
+
+def test_the_validation_of_another_checkpoint_is_reported_apart(nnunet_folders, capsys) -> None:
+    material = write_material(nnunet_folders)
+    for fold in material.model.glob("fold_*"):
+        (fold / "checkpoint_best_joint.pth").write_bytes(b"")
+        os.utime(fold / "checkpoint_best_joint.pth", (0, 0))
+        shutil.copytree(fold / "validation", fold / "validation_best_joint")
+    chosen = material.model / "fold_0" / "validation_best_joint" / "summary.json"
+    summary = load_json(chosen)
+    for case in summary["metric_per_case"]:
+        case["metrics"]["2"]["Dice"] = 1.0
+    save_json(summary, chosen)
+    main([str(material.model), "-chk", "checkpoint_best_joint.pth", "--worst", "0"])
+    assert not (material.model / "report.html").exists()
+    page = Page((material.model / "report_best_joint.html").read_text(encoding="utf-8")).text
+    final = report(material.model).text
+    dice = [float(re.search(r"lesion 12 ([\d.]+) ", text)[1]) for text in (page, final)]
+    assert dice[0] > dice[1]
+    assert "the validation of checkpoint_best_joint.pth" in page and "is newer than its validation" not in page
+    os.utime(material.model / "fold_1" / "checkpoint_best_joint.pth", (4e9, 4e9))
+    assert "fold_1: checkpoint_best_joint.pth is newer" in report(material.model, checkpoint="checkpoint_best_joint.pth").text
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "of_model", "message"),
+    [
+        ("checkpoint_best.pth", True, "No fold .* has a validation_best, .* --val -val_chk checkpoint_best.pth writes. Found: validation"),
+        ("best", True, "no name of a checkpoint"),
+        ("checkpoint_best.pth", False, "is none. Leave -chk out"),
+    ],
+)
+def test_a_checkpoint_without_a_validation_is_an_error(checkpoint, of_model, message, nnunet_folders, tmp_path) -> None:
+    material = write_material(nnunet_folders, classification=None)
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        write_report(material.model if of_model else tmp_path, sources=Sources(checkpoint=checkpoint))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,22 @@ def torchrun(node: int, port: int, *options: str) -> list[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node_rank={node}", "--nproc_per_node=1"]
     launcher += ["--master_addr=127.0.0.1", f"--master_port={port}", f"--local_addr=127.0.0.{node + 1}"]
     return [*launcher, "-m", "nnunetv2.run.run_training", "1", "3d_fullres", "0", *SHORT, *options]
+
+
+@contextlib.contextmanager
+def started(commands: list[list[str]], environment: dict[str, str]) -> Iterator[list[subprocess.Popen]]:
+    """Running commands, none of which outlives a test that fails."""
+    processes = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for command in commands
+    ]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.terminate()  # torchrun ends its own
+        for process in processes:
+            with process:  # closes its output and waits
+                pass
 
 
 def fold_folder(folders: Folders, trainer: str = "nnUNetTrainerMultitask") -> Path:
@@ -78,17 +96,9 @@ def test_torchrun_on_two_machines(tiny_training: Folders) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
-    nodes = [
-        subprocess.Popen(
-            torchrun(node, port, "-tr", "nnUNetTrainerMultitask"),
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for node in range(2)
-    ]
-    outputs = [node.communicate(timeout=500)[0] for node in nodes]
+    commands = [torchrun(node, port, "-tr", "nnUNetTrainerMultitask") for node in range(2)]
+    with started(commands, environment) as nodes:
+        outputs = [node.communicate(timeout=500)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], outputs[0][-3000:] + outputs[1][-3000:]
     check_results(fold_folder(tiny_training))
     assert "The last epoch is done" in outputs[0]
@@ -123,16 +133,15 @@ def test_a_failing_process_ends_all_and_says_why(how: str, machines: int, tiny_t
         port = server.getsockname()[1]
     options = ("-tr", "FailingTrainer")
     commands = [train_command(*options, "-num_gpus", "2")] if machines == 1 else [torchrun(node, port, *options) for node in range(2)]
-    running = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for command in commands
-    ]
-    first_end = None
-    while any(process.poll() is None for process in running):
-        if first_end is None and any(process.poll() is not None for process in running):
-            first_end = time.monotonic()
-        time.sleep(0.2)
-    assert first_end is None or time.monotonic() - first_end < 60
-    outputs = [process.communicate()[0] for process in running]
+    with started(commands, environment) as running:
+        first_end, deadline = None, time.monotonic() + 500
+        while any(process.poll() is None for process in running):
+            assert time.monotonic() < deadline
+            if first_end is None and any(process.poll() is not None for process in running):
+                first_end = time.monotonic()
+            time.sleep(0.2)
+        assert first_end is None or time.monotonic() - first_end < 60
+        outputs = [process.communicate()[0] for process in running]
     assert all(process.returncode not in (0, None) for process in running)
     cause = "no memory for case_003" if how == "raise" else "SIGKILL" if machines == 1 else "process 1 of 2 .* ended without a word"
     for output in outputs[:1]:

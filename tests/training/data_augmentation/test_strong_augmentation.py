@@ -178,7 +178,7 @@ for name in ('nnUNetTrainerDA5', 'nnUNetTrainerDA5ord0', 'nnUNetTrainerDA5Segord
             foreground_labels=[1, 2], regions=[(1, 2), 2], ignore_label=3)
         results.append(settings(pipeline))
 text = json.dumps(results)
-for ours, theirs in (('FastSpatial', 'Spatial'), ('"RandomBinary', '"ApplyRandomBinary'),
+for ours, theirs in (('FastSpatial', 'Spatial'), ('FastGamma', 'Gamma'), ('"RandomBinary', '"ApplyRandomBinary'),
                      ('RemoveRandomComponentTransform', 'RemoveRandomConnectedComponentFromOneHotEncodingTransform')):
     text = text.replace(ours, theirs)
 print('RESULT', text)

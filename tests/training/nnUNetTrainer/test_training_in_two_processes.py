@@ -95,6 +95,11 @@ def test_heads_refitted_on_patches_are_those_of_one_process(one: Result, two: li
     assert torch.cat(different).float().mean() < 0.02
 
 
+def test_heads_that_the_first_process_fits_on_cases_come_to_all(ranks: list[Result]) -> None:
+    assert ranks[0]["heads of cases"]
+    assert same(ranks[0]["heads of cases"], ranks[1]["heads of cases"])
+
+
 def test_a_step_is_left_out_by_all_or_none(ranks: list[Result]) -> None:
     """And without deep supervision, layers that never get a gradient stop nothing."""
     start, left_out, end = ranks[0]["not finite"]["weights"]
@@ -106,6 +111,16 @@ def test_a_step_is_left_out_by_all_or_none(ranks: list[Result]) -> None:
 def test_processes_that_would_train_different_epochs_are_refused(ranks: list[Result]) -> None:
     assert ranks[0]["not finite"]["difference"] == ""
     assert "the first process differ in epoch: 0 and 1. All machines need" in ranks[1]["not finite"]["difference"]
+
+
+def test_processes_agree_on_a_seed_that_is_drawn(ranks: list[Result]) -> None:
+    assert ranks[0]["seed"] is not None
+    assert ranks[0]["seed"] == ranks[1]["seed"]
+
+
+def test_all_processes_hear_of_a_case_that_one_could_not_validate(ranks: list[Result]) -> None:
+    assert "disk is broken" in ranks[0]["broken case"]
+    assert ranks[0]["broken case"] == ranks[1]["broken case"]
 
 
 def test_processes_draw_different_random_numbers(ranks: list[Result]) -> None:

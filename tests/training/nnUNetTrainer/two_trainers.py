@@ -15,6 +15,7 @@ from nnunetv2.network_architecture import classification_heads
 from nnunetv2.network_architecture.joint_network import JointNetwork
 from nnunetv2.run.processes import process_group
 from nnunetv2.run.run_training import maybe_load_checkpoint
+from nnunetv2.scheduling import CaseErrors
 from nnunetv2.training.distributed import outputs_of_all_processes, process_rank
 from nnunetv2.training.head_refit import case_vectors, unfitted_case_heads
 from nnunetv2.training.nnUNetTrainer.case_validation import predictor_of
@@ -162,6 +163,52 @@ def train_with_a_loss_that_is_not_finite(preprocessed: Path) -> dict[str, Any]:
     return {"weights": states, "difference": difference}
 
 
+def draw_a_seed(preprocessed: Path) -> int | None:
+    """The seed of a training that was given none, where the processes would draw different ones."""
+    torch.manual_seed(process_rank())
+    trainer = make_trainer(nnUNetTrainer, preprocessed, seed=None)
+    trainer.settle_seed()
+    return trainer.seed
+
+
+class WithABrokenCase(nnUNetTrainer):
+    """The last case of the validation cannot be read."""
+
+    def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
+        training, validation = super().get_tr_and_val_datasets()
+        load_case = validation.load_case
+
+        def load(identifier: str) -> Any:
+            if identifier == validation.identifiers[-1]:
+                raise OSError("disk is broken")
+            return load_case(identifier)
+
+        validation.load_case = load
+        return training, validation
+
+
+def validate_with_a_broken_case(preprocessed: Path) -> str:
+    """What the validation says in each process, of which only one predicts the broken case."""
+    trainer = make_trainer(WithABrokenCase, preprocessed)
+    trainer.initialize()
+    trainer.inference_allowed_mirroring_axes = None  # faster
+    try:
+        trainer.perform_actual_validation()
+    except CaseErrors as error:
+        return str(error)
+    return ""
+
+
+def heads_of_cases(preprocessed: Path) -> dict[str, Any]:
+    """Weights of heads on whole cases, which the first process fits, in each process."""
+    trainer = make_trainer(nnUNetTrainerMultitask, preprocessed)
+    trainer.initialize()
+    trainer.head_refit, trainer.refit_augmented_copies = "cases", 0
+    trainer.inference_allowed_mirroring_axes = None  # faster
+    trainer.refit_heads()
+    return trainer.refitted_heads_entry()["weights"]
+
+
 def run_process(preprocessed: str, folder: str) -> None:
     """All of the above in one of two processes."""
     torch.set_num_threads(1)
@@ -169,6 +216,9 @@ def run_process(preprocessed: str, folder: str) -> None:
         result = {
             "steps": train_without_dropout(Path(preprocessed)),
             "not finite": train_with_a_loss_that_is_not_finite(Path(preprocessed)),
+            "seed": draw_a_seed(Path(preprocessed)),
+            "broken case": validate_with_a_broken_case(Path(preprocessed)),
+            "heads of cases": heads_of_cases(Path(preprocessed)),
             "resumed": train_and_resume(Path(preprocessed), Path(folder)),
         }
         torch.save(result, f"{folder}/{process_rank()}.pt")
