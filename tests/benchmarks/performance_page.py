@@ -43,7 +43,7 @@ NAMES = {
     "cpu": "CPU time",
     "memory": "peak memory",
     "tree": "peak memory, all processes",
-    "save": "a checkpoint, of an epoch's 250 steps",
+    "save": "writing a checkpoint, of the time of 250 training steps",
     "single_time": "time beside the network, one call each",
     "single_cpu": "CPU time beside the network, one call each",
     "single_with_network": "time, one call each",
@@ -70,6 +70,9 @@ def table(entries: Sequence[dict]) -> str:
         target, stretch = _targets(entry)
         spread = f"{_ratio(min(pairs))} to {_ratio(max(pairs))}" if len(pairs) > 1 else ""
         figure = NAMES[entry["figure"]]
+        if entry["figure"] == "save":  # what counts is its share, not the ratio
+            lines.append(f"| T14 | {figure}: {ours:.2%}, of the reference's {reference:.2%} | share | {ours:.3f} | | 0.01 | |")
+            continue
         lines.append(f"| {entry['row']} | {entry['what']} | {figure} | {_ratio(ours / reference)} | {spread} | {target} | {stretch} |")
     return "\n".join(lines)
 
