@@ -49,6 +49,7 @@ def report(**figures):
 TRAIN_STEP = (
     TRAINER
     + r"""
+os.environ['nnUNet_n_proc_DA'] = '0'  # nothing is loaded beside the steps
 trainer = build(sys.argv[3])
 train, val = trainer.get_dataloaders()
 trainer.set_deep_supervision_enabled(True)
