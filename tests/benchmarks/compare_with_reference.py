@@ -62,7 +62,12 @@ for _ in range(4):
 seconds = (time.perf_counter() - start) / 4
 start = time.perf_counter()
 trainer.save_checkpoint(os.path.join(trainer.output_folder, 'checkpoint_latest.pth'))
-report(time=seconds, save=(time.perf_counter() - start) / (250 * seconds))
+saving = (time.perf_counter() - start) / (250 * seconds)
+from torch.profiler import profile
+with profile() as record:
+    trainer.train_step(batch)
+spent = {event.key: event.self_cpu_time_total for event in record.key_averages()}
+report(time=seconds, save=saving, convolutions=sum(t for name, t in spent.items() if 'convolution' in name) / sum(spent.values()))
 os._exit(0)
 """
 )
@@ -186,7 +191,7 @@ def compare_trainers(comparison: Comparison, row: str, what: str, dataset: str, 
         place, trainer = sides.get(side.name, (side, "nnUNetTrainer"))
         return place.script(TRAIN_STEP, place.folder("preprocessed", dataset), CONFIGURATION, trainer)
 
-    comparison.measure(row, what, step, ("time", "save") if row == "T7" else ("time",))
+    comparison.measure(row, what, step, ("time", "convolutions", "save") if row == "T7" else ("time",))
     before = [side.environment for side in comparison.sides]
     for side in comparison.sides:
         side.environment = side.environment | NO_LEFTOVERS
