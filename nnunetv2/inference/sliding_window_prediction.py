@@ -113,6 +113,13 @@ def mirror_combinations(mirror_axes: Sequence[int] | None) -> list[tuple[int, ..
     return [combination for count in range(1, len(axes) + 1) for combination in itertools.combinations(axes, count)]
 
 
+def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros; on the CPU in numpy's memory, which asks for large pages: the first touch of each page costs as much as adding up a tile."""
+    if device.type != "cpu":
+        return torch.zeros(tuple(shape), dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(tuple(shape), dtype=np.float16 if dtype == torch.half else np.float32))
+
+
 class TileAccumulator:
     """Adds up the logits of overlapping tiles, each weighted voxel by voxel, and averages them at the end.
 
@@ -135,7 +142,7 @@ class TileAccumulator:
     ) -> None:
         self.dtype = torch.half if half else torch.float32
         self.device = torch.device(device)
-        self.logits = torch.zeros((num_channels, *image_size), dtype=self.dtype, device=self.device)
+        self.logits = _zeros((num_channels, *image_size), self.dtype, self.device)
         self.weights = torch.zeros(tuple(image_size), dtype=self.dtype, device=self.device)
         self.tile_weights = tile_weights
         self.is_finite = True  # whether all results are numbers
