@@ -220,9 +220,13 @@ def _fit_processes(predictor: nnUNetPredictor, images: dict[str, list[str]], arg
     if not images:  # a part without cases
         return
     managers = (predictor.plans_manager, predictor.configuration_manager)
-    folds_in_slabs = len(predictor.list_of_parameters) if predictor.works_in_slabs(args.save_probabilities) else 0
+    way = {
+        "folds": len(predictor.list_of_parameters),
+        "in_slabs": predictor.works_in_slabs(args.save_probabilities),
+        "with_maps": predictor.measures_structures(),
+    }
     heads = predictor.label_manager.num_segmentation_heads
-    need = largest_need(images, *managers, heads, args.save_probabilities, folds_in_slabs)
+    need = largest_need(images, *managers, heads, args.save_probabilities, **way)
     workers = plan_prediction_workers(need, len(images), args.npp, args.nps)
     args.npp, args.nps = workers.reading, workers.writing
     if workers.message:

@@ -801,7 +801,7 @@ class nnUNetPredictor:
             self.device.type == "cpu"
             and not with_probabilities
             and not half_accumulation_requested()
-            and all(getattr(getattr(self, name), "__func__", None) is getattr(nnUNetPredictor, name) for name in METHODS_OF_WHOLE_IMAGES)
+            and all(getattr(getattr(self, name), "__func__", None) is method for name, method in METHODS_AS_WRITTEN.items())
         )
 
     def _calibrated(self, classes: dict[str, np.ndarray], options: ClassificationOptions | None) -> dict[str, np.ndarray]:
@@ -818,7 +818,7 @@ class nnUNetPredictor:
         classes: Mapping[str, np.ndarray],
         identifier: str,
         maps: Mapping[str, torch.Tensor],
-        threads: int,
+        threads: int = 1,
     ) -> Any:
         """Write a case, or return its result; errors are returned as well."""
         try:
@@ -1251,6 +1251,10 @@ class nnUNetPredictor:
             print(f"torch.compile failed, the prediction goes on without it. Reason: {type(error).__name__}: {error}")
         self.network = unwrapped_network(self.network)  # outside the handler, which keeps the tensors of the failed attempt alive
         return self.network(x, **parts)
+
+
+# Kept here, so that methods that are replaced in the class itself are noticed too.
+METHODS_AS_WRITTEN = {name: vars(nnUNetPredictor)[name] for name in METHODS_OF_WHOLE_IMAGES}
 
 
 def _flipped(x: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:

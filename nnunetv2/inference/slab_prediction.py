@@ -63,7 +63,7 @@ class SlabPlan:
 def tiles_by_slab(slicers: Sequence[TileIndex], least_rows: int = LEAST_ROWS) -> list[tuple[TileIndex, ...]] | None:
     """Tiles with the same first row, or with first rows closer than ``least_rows``; None where they do not come in this order."""
     starts = [_rows(slicer).start for slicer in slicers]
-    if not starts or None in starts or any(after < before for before, after in itertools.pairwise(starts)):
+    if not starts or None in starts or any(_rows(slicer).stop is None for slicer in slicers) or any(after < before for before, after in itertools.pairwise(starts)):
         return None
     slabs: list[list[TileIndex]] = []
     first = starts[0]
@@ -157,7 +157,8 @@ class RollingAccumulator:
 
     def _in_memory(self, rows: slice) -> slice:
         start, stop = rows.start - self.first, rows.stop - self.first
-        assert 0 <= start <= stop <= self.rows_in_memory, f"Rows {rows} are not in memory, which begins with {self.first}."
+        if not 0 <= start <= stop <= self.rows_in_memory:
+            raise IndexError(f"Rows {rows} are not in memory, which begins with {self.first}.")
         return slice(start, stop)
 
 

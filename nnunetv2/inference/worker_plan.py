@@ -27,8 +27,9 @@ EXPORT_BYTES_WITH_PROBABILITIES = 30
 # Otherwise a resampled channel, the best value so far, labels and intermediate axes; for probabilities logits and probabilities by class.
 CHANNEL_EXPORT_BYTES_PER_VOXEL = 24
 BYTES_OF_ALL_CLASSES = 10
-# Logits in the main process: those that the tiles are added to, and the mean over folds.
-RESULTS_OF_NETWORK = 2
+# Logits in the main process: those that the tiles are added to and, with several folds, the sum of those before.
+MOST_RESULTS = 2
+MAP_BYTES = 2  # of a label, at most
 # Where logits become labels while they are predicted: beside the rows of a tile, what tiles taken together and interpolation add.
 ROWS_BESIDE_A_TILE = 4
 
@@ -62,7 +63,10 @@ def largest_need(
     configuration_manager: ConfigurationManager,
     num_heads: int,
     with_probabilities: bool = False,
-    folds_in_slabs: int = 0,
+    *,
+    folds: int = 1,
+    in_slabs: bool = False,
+    with_maps: bool = False,
 ) -> PredictionNeed:
     """Need of the case that takes most, from headers.
 
@@ -72,7 +76,9 @@ def largest_need(
         configuration_manager: Of the model.
         num_heads: Channels of the network's output.
         with_probabilities: They are written too.
-        folds_in_slabs: Number of folds, if the predictor works in slabs (``nnUNetPredictor.works_in_slabs``); else 0.
+        folds: Of the model.
+        in_slabs: The predictor works in slabs (``nnUNetPredictor.works_in_slabs``).
+        with_maps: It then keeps a label map of each fold (``nnUNetPredictor.measures_structures``).
     """
     export_bytes_per_voxel = _export_bytes_per_voxel(plans_manager, configuration_manager, num_heads, with_probabilities)
 
@@ -80,10 +86,11 @@ def largest_need(
         voxels = max((size.voxels for size in sizes), default=0)
         factor = enlargement(sizes[0].spacing, plans_manager, configuration_manager) if sizes else 1.0
         logits = round(LOGIT_BYTES * num_heads * voxels * factor)
-        result, export = RESULTS_OF_NETWORK * logits, voxels * export_bytes_per_voxel
-        rolling = folds_in_slabs and _voxels_in_slabs(sizes, plans_manager, configuration_manager, folds_in_slabs)
+        result, export = min(MOST_RESULTS, folds) * logits, voxels * export_bytes_per_voxel
+        rolling = _voxels_in_slabs(sizes, plans_manager, configuration_manager, folds) if in_slabs else 0
         if rolling:
-            result, logits = round(LOGIT_BYTES * (num_heads + 1) * rolling) + export, 0
+            maps = MAP_BYTES * folds * voxels * factor if with_maps else 0
+            result, logits = round(LOGIT_BYTES * (num_heads + 1) * rolling + maps) + export, 0
         return PredictionNeed(identifier, bytes_to_preprocess(sizes, plans_manager, configuration_manager), result, logits + export)
 
     return max((need(name, sizes) for name, sizes in sizes_of_cases(images).items()), key=lambda found: found.total(1, 1))

@@ -10,6 +10,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import re
 import secrets
 import selectors
 import socket
@@ -37,7 +38,8 @@ class PeerFailure(RuntimeError):
 def is_lost_connection(error: BaseException) -> bool:
     """Whether an error only says that another process of the group cannot be reached, of which it may be the end or the fault."""
     # gloo has no exception of its own, but names its source file.
-    return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
+    is_of_gloo = isinstance(error, RuntimeError) and re.match(r"\[[^]]*(gloo|pair\.cc)[^]]*\]|Gloo\b", str(error)) is not None
+    return isinstance(error, torch.distributed.DistError) or is_of_gloo
 
 
 class PeerWatch:

@@ -11,6 +11,7 @@ import functools
 import gc
 import importlib
 import inspect
+import math
 import multiprocessing
 import os
 import signal
@@ -112,17 +113,22 @@ def process_group(device: torch.device) -> Iterator[None]:
         wait_for_all_processes()
         cleanup_ddp()
     except BaseException as error:
-        if device.type == "cuda" and hasattr(signal, "alarm"):
-            # Work on a GPU that waits for a dead process can keep this one from ending.
-            with contextlib.suppress(ValueError):  # not in the main thread
-                signal.signal(signal.SIGALRM, signal.SIG_DFL)
-                signal.alarm(int(GRACE_SECONDS))
+        _end_if_it_hangs(device, GRACE_SECONDS)
         try:
             watch.fail(error)
         finally:
             _leave_after(error)
+        _end_if_it_hangs(device, GRACE_SECONDS)
         raise
     watch.finish()
+
+
+def _end_if_it_hangs(device: torch.device, seconds: float) -> None:
+    """Have the system end this process after a time: work on a GPU that waits for a dead process can keep it from ending."""
+    if device.type == "cuda" and hasattr(signal, "alarm"):
+        with contextlib.suppress(ValueError):  # not in the main thread
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(math.ceil(seconds))
 
 
 def _take_gpu(local_rank: int) -> None:
@@ -171,7 +177,8 @@ def _leave_after(error: BaseException) -> None:
         while failed is not None:
             traceback.clear_frames(failed.__traceback__)
             failed = failed.__cause__ or failed.__context__
-        cleanup_ddp()
+        with contextlib.suppress(Exception):  # the group may be broken; what broke it is told already
+            cleanup_ddp()
 
     # In a thread, because the end of a group waits for what it was asked to do, and the others may never join in.
     thread = threading.Thread(target=leave, name="nnunetv2-leave-group", daemon=True)
@@ -276,11 +283,12 @@ def _raise_cause(errors: list[tuple[Exception, str]], exit_codes: list[int | Non
         error, text = causes[0]
         raise error from _TracebackOfProcess(text)
     for rank, code in enumerate(exit_codes):
-        if code is not None and code < 0:
+        if code is not None and code < 0 and not is_ended_by(code, "SIGALRM"):  # its own alarm follows a failure
             advice = " Most likely the system ran out of memory." if is_ended_by(code, "SIGKILL") else ""
             raise RuntimeError(f"Process {rank} of {len(exit_codes)} was ended by {signal_name(-code)}.{advice}")
-    for error, text in consequences + lost_connections:
-        raise error from _TracebackOfProcess(text)
+    if consequences or lost_connections:  # one of them may be the cause after all
+        error, _ = (consequences + lost_connections)[0]
+        raise error from _TracebackOfProcess(*(text for _, text in consequences + lost_connections))
     for rank, code in enumerate(exit_codes):
         if code != 0:
             raise RuntimeError(

@@ -299,6 +299,24 @@ def test_a_subclass_with_a_network_pass_of_its_own_is_asked_for_every_tile(model
     assert all(isinstance(sums, RollingAccumulator) for sums in predictor.accumulators)
 
 
+def test_a_method_that_is_replaced_in_the_class_is_called(model, monkeypatch) -> None:
+    predictor = predictor_of(model)
+    seen = []
+    original = nnUNetPredictor.predict_sliding_window_return_logits
+
+    def replaced(self, input_image):
+        seen.append(tuple(input_image.shape))
+        return original(self, input_image)
+
+    monkeypatch.setattr(nnUNetPredictor, "predict_sliding_window_return_logits", replaced)
+    predictor.predict_single_npy_array(np.random.rand(1, 62, 16, 16).astype(np.float32), {"spacing": [1, 1, 1]})
+    assert seen == [(1, 62, 16, 16)]
+
+
+def test_tiles_without_an_end_are_taken_with_all_logits_at_once() -> None:
+    assert tiles_by_slab([(slice(None), slice(0, None), slice(0, 8), slice(0, 8))]) is None
+
+
 def test_float16_sums_are_of_whole_images(model, monkeypatch) -> None:
     predictor = predictor_of(model)
     assert predictor.works_in_slabs(False)

@@ -11,9 +11,10 @@ from scipy.ndimage import gaussian_filter
 
 from nnunetv2.inference import blockwise_export
 from nnunetv2.inference.blockwise_export import BlockwiseLabels, fill_labels
+from nnunetv2.inference.tilewise_export import compiled_labels
 from nnunetv2.preprocessing.resampling.blockwise_resampling import BlockwiseResampling, blockwise_resampling
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
-from nnunetv2.utilities.machine_code import machine_code
+from nnunetv2.utilities.machine_code import machine_code, machine_code_module
 
 NEVER = 2**60
 # Shape, new shape, both spacings, order and order_z; blocks have 48 voxels by axis, tiles 16, 16 and 48.
@@ -175,8 +176,9 @@ def test_without_numba_numpy_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blockwise_export, "WORTH_COMPILING", 0)
     monkeypatch.setitem(sys.modules, "numba", None)
     monkeypatch.delitem(sys.modules, "nnunetv2.inference.compiled_export", raising=False)
-    machine_code.cache_clear()
+    machine_code_module.cache_clear()
     try:
+        assert compiled_labels(resampling) is None
         np.testing.assert_array_equal(filled(logits, resampling), expected)
     finally:
-        machine_code.cache_clear()
+        machine_code_module.cache_clear()

@@ -52,20 +52,21 @@ def test_need_grows_with_classes_finer_spacing_and_probabilities(tmp_path: Path)
     write_images(tmp_path, number=1)
     images = {"case_0": [str(tmp_path / "case_0_0000.nii.gz")]}
 
-    def need(heads: int, spacing=(1.0, 1.0, 1.0), with_probabilities: bool = False, order: int = 1) -> PredictionNeed:
+    def need(heads: int, spacing=(1.0, 1.0, 1.0), with_probabilities: bool = False, order: int = 1, folds: int = 1) -> PredictionNeed:
         content = plans(spacing=spacing)
         content["configurations"]["3d_fullres"]["resampling_fn_probabilities_kwargs"]["order"] = order
         manager = PlansManager(content)
-        return largest_need(images, manager, manager.get_configuration("3d_fullres"), heads, with_probabilities)
+        return largest_need(images, manager, manager.get_configuration("3d_fullres"), heads, with_probabilities, folds=folds)
 
     voxels = 20 * 22 * 18
     logits = 4 * 3 * voxels
-    assert need(3).result == 2 * logits  # of one fold, and the mean
-    assert need(3, (0.5, 0.5, 0.5)).result == 2 * 8 * logits
+    assert need(3).result == logits
+    assert need(3, (0.5, 0.5, 0.5)).result == 8 * logits
+    assert need(3, folds=2).result == need(3, folds=5).result == 2 * logits  # of one fold, and the sum
     assert need(30, with_probabilities=True).writing > need(30).writing > need(3).writing
 
     def export(heads: int, **options) -> int:
-        return need(heads, **options).writing - need(heads, **options).result // 2
+        return need(heads, **options).writing - need(heads, **options).result
 
     # block by block the number of classes does not count; cubic splines take whole channels, and for probabilities all of them
     assert export(30) == export(3) < export(30, with_probabilities=True) == export(3, with_probabilities=True)
@@ -90,10 +91,12 @@ def test_logits_of_slabs_are_counted_as_they_are_held(tmp_path: Path, spacing, d
 
     labels = slab_labels(predictor, data, data, tuple(slice(0, n) for n in data.shape), properties)
     held = sum(sums._sums.logits.nbytes + sums._sums.weights.nbytes for sums in labels.accumulators) + 5 * 90 * 20 * 24
-    need = largest_need(images, manager, configuration, 3, folds_in_slabs=folds)
+    need = largest_need(images, manager, configuration, 3, folds=folds, in_slabs=True)
     assert held <= need.result <= 1.4 * held + 20000
     assert need.writing == 5 * 90 * 20 * 24  # labels
-    whole = largest_need(images, manager, configuration, 3)
+    with_maps = largest_need(images, manager, configuration, 3, folds=folds, in_slabs=True, with_maps=True)
+    assert with_maps.result - need.result == pytest.approx(2 * folds * data[0].numel(), rel=0.1)
+    whole = largest_need(images, manager, configuration, 3, folds=folds)
     assert need.total(1, 1) < whole.total(1, 1)
 
 
@@ -106,7 +109,7 @@ def test_slabs_count_only_where_they_are_taken(tmp_path: Path) -> None:
         content["configurations"]["3d_fullres"]["resampling_fn_probabilities_kwargs"]["order"] = order
         manager = PlansManager(content)
         arguments = (images, manager, manager.get_configuration("3d_fullres"), 3)
-        return largest_need(*arguments, folds_in_slabs=folds).total(1, 1) < largest_need(*arguments).total(1, 1)
+        return largest_need(*arguments, folds=folds, in_slabs=True).total(1, 1) < largest_need(*arguments, folds=folds).total(1, 1)
 
     assert saves()
     assert not saves(patch_size=32)  # hardly less than the image

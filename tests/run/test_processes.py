@@ -132,6 +132,8 @@ def test_a_process_that_lost_the_connection_is_recognized_and_the_killed_one_nam
         ([LOST, PeerFailure("stops, because process 1")], [1, 1], "because process 1"),
         ([LOST], [1, 0], "Connection closed"),
         ([torch.distributed.DistNetworkError("reset"), ValueError("no memory")], [1, 1], "no memory"),
+        ([RuntimeError("cannot read igloo/case_3"), PeerFailure("stops, because process 0")], [1, 1], "cannot read igloo"),
+        ([PeerFailure("stops, because process 1")], [-signal.SIGALRM, -9], "Process 1 of 2 was ended by SIGKILL"),
     ],
 )
 def test_the_process_that_failed_first_is_named(errors: list[Exception], exit_codes: list[int], expected: str) -> None:

@@ -4,7 +4,7 @@ The results are those of ``torch.nn.functional.grid_sample``, bit by bit: linear
 neighbours of a sample point, weighted as in the interpolation. The sample points are made a few planes at a time and forgotten; a grid of all of
 them is three times as large as the patch.
 
-Where numba is installed, machine code does it (:mod:`compiled_warp`, :mod:`compiled_warp_2d`), otherwise torch.
+Where numba is installed, machine code does it (:mod:`compiled_warp`), otherwise torch.
 """
 
 from __future__ import annotations
@@ -117,8 +117,7 @@ def warp(
 
 def compiled_kernel(axes: int) -> Callable[..., None] | None:
     """The machine code for two or three axes; None where numba cannot make it."""
-    module = "compiled_warp" if axes == 3 else "compiled_warp_2d"
-    return machine_code(f"nnunetv2.training.data_augmentation.{module}", "warp_rows")
+    return machine_code("nnunetv2.training.data_augmentation.compiled_warp", "warp_rows" if axes == 3 else "warp_rows_2d")
 
 
 def _warp_compiled(
@@ -129,7 +128,7 @@ def _warp_compiled(
     outside: int | None,
     part: tuple[slice, ...],
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """:func:`warp` by :func:`compiled_warp.warp_rows` or that of :mod:`compiled_warp_2d`."""
+    """:func:`warp` by :func:`compiled_warp.warp_rows` or :func:`compiled_warp.warp_rows_2d`."""
     shape = [along.stop - along.start for along in part]
     sources = (
         torch.empty((0, *shape)) if image is None else image.contiguous(),

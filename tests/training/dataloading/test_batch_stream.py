@@ -231,11 +231,12 @@ def test_every_kind_of_content_arrives(monkeypatch, in_memory: bool) -> None:
 
 
 @pytest.mark.skipif(not ON_LINUX, reason="needs anonymous memory files")
+@needs_fork
 def test_lack_of_memory_is_an_error_in_the_training(module_loader, monkeypatch) -> None:
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(batch_transport.os, "pwrite", full)  # inherited by the forked worker
-    with BatchStream(module_loader, 4, 1) as stream:
+    with BatchStream(module_loader, 4, 1, start_method="fork") as stream:
         with pytest.raises(RuntimeError, match="no memory.*nnUNet_n_proc_DA"):
             next(stream)
