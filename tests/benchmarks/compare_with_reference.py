@@ -192,6 +192,8 @@ def compare_trainers(comparison: Comparison, row: str, what: str, dataset: str, 
         return place.script(TRAIN_STEP, place.folder("preprocessed", dataset), CONFIGURATION, trainer)
 
     comparison.measure(row, what, step, ("time", "convolutions", "save") if row == "T7" else ("time",))
+    if row != "T8":  # only there little memory is to be found beside much
+        return
     before = [side.environment for side in comparison.sides]
     for side in comparison.sides:
         side.environment = side.environment | NO_LEFTOVERS

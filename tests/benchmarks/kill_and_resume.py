@@ -101,9 +101,9 @@ def main() -> None:
                 os.kill(process.pid, signal.SIGKILL)
                 process.join()
                 kills += 1
-                latest = folds["killed"] / "checkpoint_latest.pth"
-                if latest.is_file():
-                    lost.append(epochs_begun(folds["killed"]) - load_checkpoint_file(latest)["current_epoch"])
+                checkpoints = [load_checkpoint_file(file)["current_epoch"] for file in folds["killed"].glob("checkpoint_*.pth")]
+                if checkpoints:
+                    lost.append(epochs_begun(folds["killed"]) - max(checkpoints))
             elif process.exitcode != 0:
                 failed += 1
                 break
