@@ -53,7 +53,8 @@ os.environ['nnUNet_n_proc_DA'] = '0'  # nothing is loaded beside the steps
 trainer = build(sys.argv[3])
 train, val = trainer.get_dataloaders()
 trainer.set_deep_supervision_enabled(True)
-batch = next(train)
+for _ in range(8):  # until the augmentation has loaded all that it uses, which a single batch may not need
+    batch = next(train)
 trainer.network.train()
 trainer.train_step(batch)
 start = time.perf_counter()
