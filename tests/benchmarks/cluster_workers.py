@@ -87,7 +87,7 @@ def main() -> None:
         def predict(*options: object) -> float:
             images = folder / "raw" / DATASET / "imagesTr"
             shutil.rmtree(folder / "out", ignore_errors=True)
-            arguments = ("-i", images, "-o", folder / "out", "-m", model, "-f", 0, "-device", "cpu", "--disable_progress_bar")
+            arguments = ("-i", images, "-o", folder / "out", "-m", model, "-f", 0, "-device", "cpu", "--disable_tta", "--disable_progress_bar")
             return seconds("nnUNetv2_predict_from_modelfolder", *arguments, *options)
 
         found: dict[tuple[str, int], list[float]] = {}
