@@ -50,7 +50,7 @@ TRAIN_STEP = (
     TRAINER
     + r"""
 os.environ['nnUNet_n_proc_DA'] = '0'  # nothing is loaded beside the steps
-import nnunetv2.inference.predict_from_raw_data  # what the validation at the end of a training loads counts in both
+import nnunetv2.evaluation.evaluate_predictions  # what the validation at the end of a training loads counts in both
 trainer = build(sys.argv[3])
 train, val = trainer.get_dataloaders()
 trainer.set_deep_supervision_enabled(True)
