@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nnunetv2.imageio.image_size import ImageSize, sizes_of_cases
-from nnunetv2.preprocessing.memory_need import bytes_to_preprocess, enlargement
+from nnunetv2.preprocessing.memory_need import bytes_to_preprocess, enlargement, enlargement_by_axis
 from nnunetv2.preprocessing.resampling.blockwise_resampling import works_in_blocks
 from nnunetv2.utilities.default_n_proc_DA import usable_cpus
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
@@ -104,21 +104,12 @@ def _voxels_in_slabs(
     if size is None or size.shape is None or len(size.shape) != 3 or not _makes_labels_by_blocks(plans_manager, configuration_manager):
         return 0
     patch = list(configuration_manager.patch_size)
-    shape = [size.shape[axis] * factor for axis, factor in enumerate(_factors(size, plans_manager, configuration_manager))]
+    factors = enlargement_by_axis(size.spacing, plans_manager, configuration_manager)
+    shape = [voxels * factor for voxels, factor in zip(size.shape, factors, strict=True)]
     depth, *plane = [shape[axis] for axis in plans_manager.transpose_forward]
     tile_depth = patch[0] if len(patch) == len(shape) else 1
     rows = (tile_depth + ROWS_BESIDE_A_TILE) * folds
     return rows * math.prod(map(max, plane, patch[-2:])) if rows < depth * min(2, folds) else 0
-
-
-def _factors(size: ImageSize, plans_manager: PlansManager, configuration_manager: ConfigurationManager) -> list[float]:
-    """Voxels after resampling by those before, for each axis of the reader."""
-    factors = [1.0] * 3
-    target = list(configuration_manager.spacing)
-    if size.spacing is not None and len(size.spacing) == 3 and min(size.spacing) > 0:
-        for axis, spacing in zip(plans_manager.transpose_forward[-len(target) :], target, strict=True):
-            factors[axis] = size.spacing[axis] / spacing
-    return factors
 
 
 def _makes_labels_by_blocks(plans_manager: PlansManager, configuration_manager: ConfigurationManager) -> bool:

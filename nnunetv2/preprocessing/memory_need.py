@@ -36,12 +36,20 @@ def bytes_to_preprocess(sizes: Sequence[ImageSize], plans_manager: PlansManager,
 
 
 def enlargement(spacing: Sequence[float] | None, plans_manager: PlansManager, configuration_manager: ConfigurationManager) -> float:
-    """By which factor resampling changes the number of voxels of an image with this spacing (reader's axis order); 1 if it is unknown."""
+    """By which factor resampling changes the number of voxels of an image with this spacing; see :func:`enlargement_by_axis`."""
+    return math.prod(enlargement_by_axis(spacing, plans_manager, configuration_manager))
+
+
+def enlargement_by_axis(
+    spacing: Sequence[float] | None, plans_manager: PlansManager, configuration_manager: ConfigurationManager
+) -> list[float]:
+    """Voxels after resampling by those before, for each axis in the reader's order, like the spacing; 1 where that is unknown."""
+    factors = [1.0] * len(plans_manager.transpose_forward)
     target = list(configuration_manager.spacing)
-    if spacing is None or len(spacing) != len(plans_manager.transpose_forward) or min(spacing) <= 0:
-        return 1.0
-    transposed = [spacing[axis] for axis in plans_manager.transpose_forward]
-    return math.prod(transposed[-len(target) :]) / math.prod(target)
+    if spacing is not None and len(spacing) == len(factors) and min(spacing) > 0:
+        for axis, wanted in zip(plans_manager.transpose_forward[-len(target) :], target, strict=True):
+            factors[axis] = spacing[axis] / wanted
+    return factors
 
 
 def bytes_to_read_cases(images: Mapping[str, Sequence[str]]) -> dict[str, int]:
