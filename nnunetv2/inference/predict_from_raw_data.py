@@ -6,7 +6,6 @@ adds them up, ``case_classification`` joins the tiles' class votes, ``export_pre
 
 from __future__ import annotations
 
-import itertools
 import os
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -96,6 +95,7 @@ if TYPE_CHECKING:
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 PAIRED_TILE_VOXELS = 256 * 1024  # a float32 map of 32 channels of two such tiles takes 64 MiB
+SMALL_TILE_VOXELS = 64 * 64  # of these a layer takes less time than its call, so that four copies together are faster than two
 # Arrays that together take less than this (float32 of a 128 x 256 x 256 volume) are preprocessed faster than a worker process starts.
 SMALL_ARRAYS_BYTES = 32 * 1024**2
 # What else than "out of memory" the libraries below torch call a shortage of the device's memory.
@@ -348,7 +348,9 @@ class nnUNetPredictor:
                 )
             return None
         if previous_stage is None:
-            raise ValueError(f"Segmentations of a previous stage are given ({folder}), but this model has no previous stage. Leave them out.")
+            raise ValueError(
+                f"Segmentations of a previous stage are given ({folder}), but this model has no previous stage. Leave them out."
+            )
         ending = self.dataset_json["file_ending"]
         files = [name + ending for name in output_files_for(list_of_lists, folder, ending)]
         missing = [file for file in files if not os.path.isfile(file)]
@@ -460,7 +462,10 @@ class nnUNetPredictor:
         results: list | None = None
         try:
             if todo and scheduler != LOCAL:
-                cases = [_with_absolute_paths(list_of_lists[index], outputs[index], previous and previous[index], identifiers[index]) for index in todo]
+                cases = [
+                    _with_absolute_paths(list_of_lists[index], outputs[index], previous and previous[index], identifiers[index])
+                    for index in todo
+                ]
                 workers = predictor_settings(self, device_of_workers)
                 endings = (self.dataset_json["file_ending"], ".npz", ".pkl")
                 results = predict_on_cluster(scheduler, workers, cases, save_probabilities, options, table, self.allow_tqdm, endings)
@@ -1112,11 +1117,13 @@ class nnUNetPredictor:
 
     def _prepare_network(self) -> None:
         """Have the network on the device and not training; where it is so already, moving it again would take longer than a small image."""
-        weights = itertools.chain(self.network.parameters(), self.network.buffers())
-        if any(tensor.device != self.device for tensor in weights):  # also where "cuda" names the current of several
+        modules = list(self.network.modules())
+        # Read from the modules themselves, since parameters() and buffers() would each walk through the network again.
+        weights = (tensor for module in modules for tensor in (*module._parameters.values(), *module._buffers.values()))
+        if any(tensor is not None and tensor.device != self.device for tensor in weights):  # also where "cuda" names the current of several
             with torch.inference_mode(False):  # moved in inference mode, its weights could never be trained again
                 self.network = self.network.to(self.device)
-        if any(module.training for module in self.network.modules()):
+        if any(module.training for module in modules):
             self.network.eval()
 
     def _internal_get_sliding_window_slicers(self, image_size: tuple[int, ...]) -> list[tuple[slice | int, ...]]:
@@ -1231,8 +1238,10 @@ class nnUNetPredictor:
 
     def _copies_at_once(self, tile: torch.Tensor) -> int:
         """How many mirrored copies of a tile go through the network together."""
-        # On the CPU torch has slow convolutions for single images with few channels. Of large tiles a second copy costs too much memory.
-        return 2 if self.device.type == "cpu" and tile[0, 0].numel() <= PAIRED_TILE_VOXELS else 1
+        voxels = tile[0, 0].numel()
+        if self.device.type != "cpu" or voxels > PAIRED_TILE_VOXELS:  # of large tiles a second copy costs too much memory
+            return 1
+        return 4 if voxels <= SMALL_TILE_VOXELS else 2  # on the CPU torch has slow convolutions for single images with few channels
 
     def _network_output(self, x: torch.Tensor, with_classes: bool) -> JointOutput:
         """One forward pass; heads only run where classes are wanted, and under deep supervision the finest output counts."""

@@ -17,7 +17,6 @@ from torch import nn
 
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.evaluation.classification_metrics import classification_summary
-from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder, save_summary_json
 from nnunetv2.evaluation.validation_tables import DEFAULT_AGGREGATION, OTHER_AGGREGATIONS, VALIDATION, heads_and_aggregation, table_name
 from nnunetv2.inference.case_classification import CaseClassification
 from nnunetv2.inference.export_prediction import export_prediction_from_logits, resample_and_save
@@ -209,9 +208,7 @@ def with_previous_stage(trainer: nnUNetTrainer, data: np.ndarray, previous_stage
     """The image, in a cascade with the labels of the previous stage as further channels."""
     if not trainer.is_cascaded:
         return data
-    one_hot = convert_labelmap_to_one_hot(
-        np.asarray(previous_stage[:]), trainer.label_manager.foreground_labels, output_dtype=data.dtype
-    )
+    one_hot = convert_labelmap_to_one_hot(np.asarray(previous_stage[:]), trainer.label_manager.foreground_labels, output_dtype=data.dtype)
     # A single channel axis may be left of the stored segmentation.
     return np.vstack((data, one_hot.reshape(-1, *data.shape[1:])))
 
@@ -305,6 +302,9 @@ class _Exports:
 
 def _score(trainer: nnUNetTrainer, folder: str, class_rows: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]) -> dict:
     """Compare with the annotations, and log the result."""
+    # Here, because it loads all readers of images, which take 90 MB, and a training comes to this at its very end, if at all.
+    from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder, save_summary_json
+
     label_manager = trainer.label_manager
     summary_file = join(folder, "summary.json")
     summary = compute_metrics_on_folder(
@@ -352,7 +352,9 @@ def _score_classes(trainer: nnUNetTrainer, folder: str, class_rows: Mapping[str,
         summaries[heads] = summary = classification_summary(tasks, rows, trainer.case_labels())
         for name, entry in summary["tasks"].items():
             scores = ", ".join(f"{score} {'undefined' if value is None else f'{value:.4f}'}" for score, value in entry["scores"].items())
-            trainer.print_to_log_file(f"Validation classes, {name}, {heads} heads ({entry['n']} cases, {entry['unknown']} unknown): {scores}")
+            trainer.print_to_log_file(
+                f"Validation classes, {name}, {heads} heads ({entry['n']} cases, {entry['unknown']} unknown): {scores}"
+            )
             for score, value in entry["scores"].items():
                 trainer.logger.log_summary(f"{_prefix_of_scores(trainer)}/{heads}_{name}_{score}", value)
         trainer.print_to_log_file(f"Validation case score, {heads} heads: {summary['case_score']}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -442,3 +444,9 @@ def test_pretrained_weights_of_another_architecture_are_refused(tiny_training: F
     assert same(before, weights(other))
 
 
+def test_a_training_loads_readers_of_images_only_for_its_validation() -> None:
+    code = (
+        "import sys\nimport nnunetv2.training.nnUNetTrainer.nnUNetTrainerMultitask\n"
+        "print([name for name in ('SimpleITK', 'nibabel', 'tifffile') if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip() == "[]"
