@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from nnunetv2.paths import nnUNet_results
+from nnunetv2.training.data_augmentation.adaptive_augmentation import AdaptiveStream
 from nnunetv2.training.dataloading.batch_stream import BatchStream
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import usable_cpus
@@ -94,6 +95,8 @@ def measure_training_speed(
 def _measure(trainer: nnUNetTrainer, share: float, say: Callable[[str], None]) -> TrainingSpeed:
     """All parts, each for `share` seconds."""
     stream = trainer.dataloader_train
+    if isinstance(stream, AdaptiveStream):
+        stream = stream.current  # the loading processes alone: a move in the middle would mix two measurements
     loader = stream.loader if isinstance(stream, BatchStream) else None
     read = read_from_disk = augment = None
     if loader is not None:

@@ -6,12 +6,14 @@ adds them up, ``case_classification`` joins the tiles' class votes, ``export_pre
 
 from __future__ import annotations
 
+import math
 import os
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -165,6 +167,7 @@ class nnUNetPredictor:
         self.classification_tasks: dict[str, ClassificationTask] = {}
         self.calibration: ClassCalibration | None = None
         self._loaded_parameters: dict | None = None
+        self._patches_one_by_one = False  # the device had no memory for several at once
 
     # --- the model ---------------------------------------------------------------------------------------------------------------
 
@@ -1154,41 +1157,67 @@ class nnUNetPredictor:
         half = half_accumulation_requested()
         weights = self._tile_weights(torch.half if half else torch.float32, results_device)
         accumulator = TileAccumulator(self.label_manager.num_segmentation_heads, data.shape[1:], weights, half=half, device=results_device)
-        for slicer in tqdm(slicers, desc="tiles", leave=False, disable=not self.allow_tqdm):
-            self._add_tile(data, slicer, accumulator, classification)
+        for group in self._groups_of_tiles(slicers):
+            self._add_tiles(data, group, accumulator, classification)
         result = accumulator.result()
         if not accumulator.is_finite:
             raise RuntimeError(NOT_FINITE)
         return result
 
-    def _add_tile(
+    def _groups_of_tiles(self, slicers: Iterable[tuple[slice | int, ...]]) -> Iterator[list[tuple[slice | int, ...]]]:
+        """Tiles that go through the network together, with a progress bar; what fills no group goes one by one, for few batch sizes."""
+        slicers = list(slicers)
+        size = self._tiles_at_once()
+        whole = len(slicers) - len(slicers) % size
+        with tqdm(total=len(slicers), desc="tiles", leave=False, disable=not self.allow_tqdm) as progress:
+            for start in (*range(0, whole, size), *range(whole, len(slicers))):
+                group = slicers[start : start + size] if start < whole else [slicers[start]]
+                yield group
+                progress.update(len(group))
+
+    def _tiles_on_device(self, data: torch.Tensor, group: Sequence[tuple[slice | int, ...]]) -> torch.Tensor:
+        """A batch ``(tiles, C, *tile)``."""
+        # Contiguous, or a compiled network would be compiled again for every size of image.
+        tiles = [data[slicer][None].to(self.device) for slicer in group]
+        return tiles[0].contiguous() if len(tiles) == 1 else torch.cat(tiles)
+
+    def _add_tiles(
         self,
         data: torch.Tensor,
-        slicer: tuple[slice | int, ...],
+        group: Sequence[tuple[slice | int, ...]],
         accumulator: TileAccumulator | RollingAccumulator,
         classification: CaseClassification | None,
     ) -> None:
-        """Predict one tile; its logits go into the accumulator, its class votes into ``classification``."""
-        # Contiguous, or a compiled network would be compiled again for every size of image.
-        tile = data[slicer][None].to(self.device).contiguous()
+        """Predict some tiles together; their logits go into the accumulator, their class votes into ``classification``."""
+        tiles = self._tiles_on_device(data, group)
         if classification is None:
-            logits = self._internal_maybe_mirror_and_predict(tile)[0].to(accumulator.device)
+            segmentation, classes = self._internal_maybe_mirror_and_predict(tiles), {}
         else:
-            output = self._mirrored_output(tile, with_classes=True)
-            logits = output.segmentation[0].to(accumulator.device)
-            classification.add_tile(output.classification, logits, accumulator.tile_weights)
-        accumulator.add(logits, slicer)
+            output = self._mirrored_output(tiles, with_classes=True)
+            segmentation, classes = output.segmentation, output.classification
+        for index, (slicer, logits) in enumerate(zip(group, segmentation, strict=True)):
+            logits = logits.to(accumulator.device)
+            if classification is not None:
+                votes = {name: values[:, index] for name, values in classes.items()}
+                classification.add_tile(votes, logits, accumulator.tile_weights)
+            accumulator.add(logits, slicer)
 
     @torch.inference_mode()
     def _classify_tiles(self, data: torch.Tensor, slicers: Sequence[tuple[slice | int, ...]], classification: CaseClassification) -> None:
         """Class votes of all tiles without the decoder."""
-        for slicer in tqdm(slicers, desc="tiles", leave=False, disable=not self.allow_tqdm):
-            tile = data[slicer][None].to(self.device).contiguous()
-            copies = [_flipped(tile, axes) for axes in ((), *self._mirror_combinations())]
-            at_once = self._copies_at_once(tile)
-            batches = [torch.cat(copies[start : start + at_once]) for start in range(0, len(copies), at_once)]
-            outputs = [self._forward(batch, segmentation=False) for batch in batches]
-            classification.add_tile({name: torch.cat([output[name] for output in outputs]) for name in outputs[0]}, None, None)
+        for group in self._groups_of_tiles(slicers):
+            tiles = self._tiles_on_device(data, group)
+            classes = self._if_memory_suffices(partial(self._classes_of_copies, tiles))
+            for index in range(len(group)):
+                classification.add_tile({name: values[:, index] for name, values in classes.items()}, None, None)
+
+    def _classes_of_copies(self, tiles: torch.Tensor, at_once: int) -> dict[str, torch.Tensor]:
+        """Class logits ``(copies, tiles, num_logits)`` by task; ``at_once``: see :meth:`_patches_at_once`."""
+        if len(tiles) > at_once:
+            outputs = [self._classes_of_copies(tile, at_once) for tile in tiles.split(1)]
+            return {name: torch.cat([output[name] for output in outputs], 1) for name in outputs[0]}
+        outputs = [self._forward(batch, segmentation=False) for _, batch in self._batches_of_copies(tiles, at_once)]
+        return {name: torch.cat([output[name].unflatten(0, (-1, len(tiles))) for output in outputs]) for name in outputs[0]}
 
     def _tile_weights(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
         """Weight of every voxel of a tile; None if all count the same."""
@@ -1208,21 +1237,27 @@ class nnUNetPredictor:
 
     @torch.inference_mode()
     def _internal_maybe_mirror_and_predict(self, x: torch.Tensor) -> torch.Tensor:
-        """Segmentation logits of a tile ``(1, C, *tile)``, averaged over its mirrored copies."""
+        """Segmentation logits of tiles ``(tiles, C, *tile)``, averaged over their mirrored copies."""
         return self._mirrored_output(x, with_classes=False).segmentation
 
     def _mirrored_output(self, x: torch.Tensor, with_classes: bool) -> JointOutput:
-        """Averaged segmentation logits ``(1, heads, *tile)``; class logits ``(copies, num_logits)`` of every copy."""
-        mirrorings = [(), *self._mirror_combinations()]
-        at_once = self._copies_at_once(x)
+        """Averaged segmentation logits ``(tiles, heads, *tile)``; class logits ``(copies, tiles, num_logits)`` of every copy."""
+        return self._if_memory_suffices(partial(self._mean_of_copies, x, with_classes))
+
+    def _mean_of_copies(self, x: torch.Tensor, with_classes: bool, at_once: int) -> JointOutput:
+        """The same; ``at_once``: see :meth:`_patches_at_once`."""
+        if len(x) > at_once:
+            outputs = [self._mean_of_copies(tile, with_classes, at_once) for tile in x.split(1)]
+            classes = {name: torch.cat([output.classification[name] for output in outputs], 1) for name in outputs[0].classification}
+            return JointOutput(torch.cat([output.segmentation for output in outputs]), classes)
         logits: torch.Tensor | None = None
         classes: dict[str, list[torch.Tensor]] = {}
-        for start in range(0, len(mirrorings), at_once):
-            chosen = mirrorings[start : start + at_once]
-            copies = [_flipped(x, axes) for axes in chosen]
-            output = self._network_output(torch.cat(copies) if len(copies) > 1 else copies[0], with_classes)
-            for axes, copy in zip(chosen, output.segmentation.split(1), strict=True):
+        copies = 0
+        for mirrorings, batch in self._batches_of_copies(x, at_once):
+            output = self._network_output(batch, with_classes)
+            for axes, copy in zip(mirrorings, output.segmentation.split(len(x)), strict=True):
                 copy = _flipped(copy, axes)
+                copies += 1
                 if logits is None:
                     # Copies are summed in float32 too, except where the reference's float16 is asked for.
                     logits = copy if half_accumulation_requested() else copy.float()
@@ -1231,17 +1266,46 @@ class nnUNetPredictor:
                 else:
                     logits += copy
             for name, values in output.classification.items():
-                classes.setdefault(name, []).append(values)
-        if len(mirrorings) > 1:
-            logits /= len(mirrorings)
+                classes.setdefault(name, []).append(values.unflatten(0, (-1, len(x))))
+        if copies > 1:
+            logits /= copies
         return JointOutput(logits, {name: torch.cat(values) for name, values in classes.items()})
 
-    def _copies_at_once(self, tile: torch.Tensor) -> int:
-        """How many mirrored copies of a tile go through the network together."""
-        voxels = tile[0, 0].numel()
+    def _batches_of_copies(self, x: torch.Tensor, at_once: int) -> Iterator[tuple[Sequence[tuple[int, ...]], torch.Tensor]]:
+        """Mirrored copies of tiles, so many patches in a batch: the axes of each copy, and the batch, copy after copy."""
+        mirrorings = [(), *self._mirror_combinations()]
+        step = at_once // len(x)
+        for start in range(0, len(mirrorings), step):
+            chosen = mirrorings[start : start + step]
+            copies = [_flipped(x, axes) for axes in chosen]
+            yield chosen, torch.cat(copies) if len(copies) > 1 else copies[0]
+
+    def _if_memory_suffices(self, work: Callable[[int], Any]) -> Any:
+        """What ``work`` makes with several patches at once, or one by one where the device has no memory for them, from then on."""
+        at_once = self._patches_at_once()
+        try:
+            return work(at_once)
+        except RuntimeError as error:
+            if at_once == 1 or not _is_out_of_memory(error):
+                raise
+        self._patches_one_by_one = True
+        empty_cache(self.device)  # outside the handler, which keeps the failed attempt's tensors alive
+        return work(1)
+
+    def _patches_at_once(self) -> int:
+        """How many tiles and mirrored copies go through the network together; a power of two, so that all batches have the same size."""
+        if self._patches_one_by_one:
+            return 1
+        if self.device.type == "cuda":  # as many as the batch of the training, which took more memory
+            return 1 << (max(1, self.configuration_manager.batch_size).bit_length() - 1)
+        voxels = math.prod(self.configuration_manager.patch_size)
         if self.device.type != "cpu" or voxels > PAIRED_TILE_VOXELS:  # of large tiles a second copy costs too much memory
             return 1
         return 4 if voxels <= SMALL_TILE_VOXELS else 2  # on the CPU torch has slow convolutions for single images with few channels
+
+    def _tiles_at_once(self) -> int:
+        """Tiles that go through the network together: on a GPU as many as have room with all their copies, elsewhere copies alone."""
+        return max(1, self._patches_at_once() // (1 + len(self._mirror_combinations()))) if self.device.type == "cuda" else 1
 
     def _network_output(self, x: torch.Tensor, with_classes: bool) -> JointOutput:
         """One forward pass; heads only run where classes are wanted, and under deep supervision the finest output counts."""

@@ -262,7 +262,7 @@ def predict_in_slabs(
             labels.begin(slab)
             for fold, _ in enumerate(predictor._each_fold()):
                 for slicer in slab.tiles:
-                    predictor._add_tile(padded, slicer, labels.accumulators[fold], votes[fold] if votes else None)
+                    predictor._add_tiles(padded, [slicer], labels.accumulators[fold], votes[fold] if votes else None)
                     progress.update()
                 labels.average(fold, slab)
             if not labels.fill(slab):

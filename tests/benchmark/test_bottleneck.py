@@ -53,6 +53,7 @@ def test_on_the_cpu_a_gpu_is_the_first_advice() -> None:
 def test_too_few_cpus_are_named_with_the_number_that_it_takes() -> None:
     found = find_bottleneck(STARVED)
     assert found.kind == "augmentation" and "about 7 loading processes" in found.explanation
+    assert "nnUNet_augmentation_device=cuda" in found.advice[0]
     assert any("more CPUs" in text for text in found.advice) and not any("nnUNet_n_proc_DA" in text for text in found.advice)
 
 

@@ -11,6 +11,7 @@ import threading
 import warnings
 import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -264,6 +265,56 @@ def test_tiles_reach_the_network_contiguous(model) -> None:
     assert strides == {(4096, 4096, 256, 16, 1)}
 
 
+class InGroups(nnUNetPredictor):
+    """Three tiles at a time, and eight patches in a batch of the network, as on a GPU."""
+
+    sizes: list[int] | None = None
+    most = 100  # patches for which there is memory
+
+    def _tiles_at_once(self) -> int:
+        return 1 if self._patches_one_by_one else 3
+
+    def _patches_at_once(self) -> int:
+        return 1 if self._patches_one_by_one else 8
+
+    def _forward(self, x: torch.Tensor, **parts: bool) -> Any:
+        self.sizes = [*(self.sizes or []), len(x)]
+        if len(x) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return super()._forward(x, **parts)
+
+
+@pytest.mark.parametrize("mirroring", [False, True])
+@pytest.mark.parametrize("only", [False, True])
+def test_tiles_that_go_through_the_network_together_give_what_each_gives_alone(joint_model, only, mirroring) -> None:
+    found = []
+    for kind in (nnUNetPredictor, InGroups, InGroups):
+        predictor = kind(device=CPU, allow_tqdm=False, use_mirroring=mirroring)
+        predictor.initialize_from_trained_model_folder(str(joint_model), (0,))
+        data = torch.randn(1, 32, 30, 16, generator=torch.Generator().manual_seed(0))
+        if len(found) == 2:
+            predictor.most = 1  # a device whose memory does not suffice for two
+        found.append(predictor.predict_logits_and_classes_from_preprocessed_data(data, ClassificationOptions(only=only)))
+        if len(found) == 2:
+            copies = 2 if mirroring else 1  # eight patches hold two copies of three tiles
+            assert max(predictor.sizes) == 3 * copies and predictor.sizes.count(3 * copies) > 1
+        elif len(found) == 3:
+            assert predictor.sizes[0] > 1 and set(predictor.sizes[1:]) == {1}  # tried once
+    for logits, classes in found[1:]:
+        assert only or torch.allclose(logits, found[0][0], atol=1e-5)
+        np.testing.assert_allclose(classes["subtype"], found[0][1]["subtype"], rtol=1e-5)
+
+
+def test_a_gpu_takes_as_many_patches_as_its_training_did() -> None:
+    for batch_size, axes, expected in ((1, (), (1, 1)), (2, (0, 1, 2), (2, 1)), (3, (), (2, 2)), (13, (0, 1), (8, 2)), (13, (), (8, 8))):
+        predictor = nnUNetPredictor(device=CPU, allow_tqdm=False)
+        predictor.device, predictor.allowed_mirroring_axes = torch.device("cuda"), axes
+        content = plans()
+        content["configurations"]["3d_fullres"]["batch_size"] = batch_size
+        predictor.configuration_manager = PlansManager(content).get_configuration("3d_fullres")
+        assert (predictor._patches_at_once(), predictor._tiles_at_once()) == expected
+
+
 @pytest.mark.parametrize("message", ["CUDA out of memory. Tried to allocate", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"])
 def test_without_room_on_the_device_a_case_is_predicted_anew_with_results_on_the_cpu(joint_model, message, capsys) -> None:
     class SmallDevice(nnUNetPredictor):
@@ -438,7 +489,7 @@ def test_a_worker_that_dies_loses_its_case_only(model, images, tmp_path, monkeyp
     assert all(item["data"].shape == (1, 20, 22, 18) for item in items[1:])
 
 
-@pytest.mark.parametrize("step", ["_internal_predict_sliding_window_return_logits", "_add_tile", "_finish"])
+@pytest.mark.parametrize("step", ["_internal_predict_sliding_window_return_logits", "_add_tiles", "_finish"])
 def test_a_failed_case_gives_its_memory_back(model, images, step, monkeypatch) -> None:
     # On a GPU the tensors of one case that did not fit would leave no room for the next one.
     failed: list[weakref.ref] = []

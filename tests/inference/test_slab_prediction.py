@@ -32,9 +32,9 @@ class AtOnce(nnUNetPredictor):
 class Watched(nnUNetPredictor):
     """Remembers what tiles are added to."""
 
-    def _add_tile(self, data, slicer, accumulator, classification) -> None:
+    def _add_tiles(self, data, group, accumulator, classification) -> None:
         self.accumulators = {*getattr(self, "accumulators", ()), accumulator}
-        super()._add_tile(data, slicer, accumulator, classification)
+        super()._add_tiles(data, group, accumulator, classification)
 
 
 def predictor_of(model: Path, folds=(0,), kind: type[nnUNetPredictor] = nnUNetPredictor, **options) -> nnUNetPredictor:

@@ -38,7 +38,7 @@ from nnunetv2.training.data_augmentation.intensity_transforms import (
 )
 
 VARIABLE = "nnUNet_augmentation_device"
-ENOUGH_PROCESSES = 12  # from so many loading processes on they keep up with a GPU; nnU-Net's default number
+PLACES = ("cpu", "cuda", "auto")
 GREY_VALUES = (
     FastGaussianNoiseTransform,
     FastGaussianBlurTransform,
@@ -229,21 +229,23 @@ def reason_to_stay(transforms: BasicTransform | None) -> str | None:
     return None
 
 
-def wanted_device(device: torch.device, num_processes: int) -> torch.device | None:
-    """Where images are augmented, by the environment variable ``nnUNet_augmentation_device``; None: by the loading processes.
+def wanted_place(device: torch.device) -> str:
+    """Where images are augmented, by the environment variable ``nnUNet_augmentation_device``.
 
     Args:
         device: Of the training.
-        num_processes: That load data for it.
+
+    Returns:
+        ``cpu``: by the loading processes; ``cuda``: by the training's GPU; ``auto``: there where the training would wait for data.
 
     Raises:
-        ValueError: If the variable holds something else than ``cpu``, ``cuda`` or ``auto``, or asks for a GPU that is not used.
+        ValueError: If the variable holds something else, or asks for a GPU that is not used.
     """
-    wanted = os.environ.get(VARIABLE, "cpu").strip().lower()
-    if wanted not in ("cpu", "cuda", "auto"):
+    wanted = os.environ.get(VARIABLE, "auto").strip().lower()
+    if wanted not in PLACES:
         raise ValueError(f"{VARIABLE} is {wanted!r}; expected cpu, cuda or auto.")
-    if wanted == "cpu" or (wanted == "auto" and (device.type != "cuda" or num_processes >= ENOUGH_PROCESSES)):
-        return None
-    if device.type != "cuda":
+    if device.type == "cuda":
+        return wanted
+    if wanted == "cuda":
         raise ValueError(f"{VARIABLE} is cuda, but this training runs on {device.type}. Set it to auto or cpu, or train with -device cuda.")
-    return device
+    return "cpu"

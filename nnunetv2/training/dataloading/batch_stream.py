@@ -80,7 +80,11 @@ class BatchStream:
 
     def set_epoch(self, epoch: int) -> None:
         """Continues with the first batch of an epoch. Batches prepared for it already are kept."""
-        position = epoch * self.batches_per_epoch
+        self.set_position(epoch, 0)
+
+    def set_position(self, epoch: int, iteration: int) -> None:
+        """Continues with any batch; counts as :attr:`position` does."""
+        position = epoch * self.batches_per_epoch + iteration
         if position == self._next_position:
             return
         if not self._next_position < position <= self._next_task:

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from os.path import join
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from nnunetv2.training.checkpointing import (
     rng_state,
     save_checkpoint_file,
 )
+from nnunetv2.training.data_augmentation.adaptive_augmentation import AdaptiveStream
 from nnunetv2.training.data_augmentation.default_augmentation import (
     INITIAL_PATCH_SCALE_RANGE,
     blocked_patch_axes,
@@ -43,7 +44,7 @@ from nnunetv2.training.data_augmentation.default_augmentation import (
     training_transforms,
     validation_transforms,
 )
-from nnunetv2.training.data_augmentation.device_augmentation import DeviceAugmentedStream, reason_to_stay, wanted_device
+from nnunetv2.training.data_augmentation.device_augmentation import VARIABLE, DeviceAugmentedStream, reason_to_stay, wanted_place
 from nnunetv2.training.dataloading.batch import Batch, as_batch
 from nnunetv2.training.dataloading.batch_stream import BatchStream
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
@@ -640,17 +641,18 @@ class nnUNetTrainer:
         if self.class_scores is not None:
             self.class_scores.cases_total = len(dataset_val.identifiers)
         num_workers = get_allowed_n_proc_DA()
-        device = self.augmentation_device(train_transforms, num_workers)
-        augmentation = {} if device is None else {"augmentation_device": device}
-        train = self.batch_stream(
-            dataset_tr,
-            initial_patch_size,
+        train = self.stream_augmented_somewhere(
+            partial(
+                self.batch_stream,
+                dataset_tr,
+                initial_patch_size,
+                train_transforms,
+                self.num_iterations_per_epoch,
+                num_workers,
+                seed=self.seed,
+                sampling_probabilities=self.sampling_probabilities(dataset_tr.identifiers),
+            ),
             train_transforms,
-            self.num_iterations_per_epoch,
-            num_workers,
-            seed=self.seed,
-            sampling_probabilities=self.sampling_probabilities(dataset_tr.identifiers),
-            **augmentation,
         )
         val = self.batch_stream(
             dataset_val,
@@ -662,16 +664,31 @@ class nnUNetTrainer:
         )
         return train, val
 
-    def augmentation_device(self, transforms: Any, num_workers: int) -> torch.device | None:
-        """Where training images are augmented, by the environment variable ``nnUNet_augmentation_device``; None: by the loading processes."""
-        device = wanted_device(self.device, num_workers)
-        reason = reason_to_stay(transforms) if device is not None else None
-        if reason is not None:
-            self.print_to_log_file(f"WARNING: the augmentation does not run on the GPU: {reason}.")
-            return None
-        if device is not None:
-            self.print_to_log_file(f"Images are augmented on {device}.")
-        return device
+    def stream_augmented_somewhere(self, make_stream: Callable[..., Any], transforms: Any) -> Any:
+        """The training's batches, with images augmented where ``nnUNet_augmentation_device`` says.
+
+        Args:
+            make_stream: Makes the stream; takes ``augmentation_device`` for one that leaves images to a device.
+            transforms: Of the stream.
+        """
+        place = self.augmentation_place()
+        reason = reason_to_stay(transforms) if place != "cpu" else None
+        if reason is not None and place == "cuda":
+            self.print_to_log_file(f"WARNING: {VARIABLE} is cuda, but the augmentation does not run on the GPU: {reason}.")
+        if place == "cpu" or reason is not None:
+            return make_stream()
+        if place == "cuda":
+            self.print_to_log_file(f"Images are augmented on {self.device}.")
+            return make_stream(augmentation_device=self.device)
+
+        def stream_on(device: torch.device | None) -> Any:
+            return make_stream() if device is None else make_stream(augmentation_device=device)
+
+        return AdaptiveStream(stream_on, self.device, self.print_to_log_file)
+
+    def augmentation_place(self) -> str:
+        """``cpu``, ``cuda`` or ``auto``; see :func:`device_augmentation.wanted_place`."""
+        return wanted_place(self.device)
 
     def sampling_probabilities(self, identifiers: Sequence[str]) -> np.ndarray | None:
         """How often each training case is drawn, summing to 1; None: all equally often."""

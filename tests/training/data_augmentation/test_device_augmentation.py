@@ -2,53 +2,21 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from memory_loaders import SCALES, make_loader
 
 from nnunetv2.training.data_augmentation.default_augmentation import training_transforms
-from nnunetv2.training.data_augmentation.device_augmentation import reason_to_stay, wanted_device
+from nnunetv2.training.data_augmentation.device_augmentation import reason_to_stay, wanted_place
 from nnunetv2.training.data_augmentation.strong_augmentation import strong_training_transforms
 from nnunetv2.training.dataloading import data_loader
 from nnunetv2.training.dataloading.batch_stream import BatchStream
 from nnunetv2.training.dataloading.class_targets import EvidenceRule
-from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.label_handling.classification_labels import CaseLabels, classification_tasks
-from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 CPU = torch.device("cpu")
-SCALES = [(1, 1, 1), (0.5, 0.5, 0.5)]
 TASKS = classification_tasks({"labels": {"background": 0}, "classification": {"grade": {"classes": ["low", "high"]}}})
-
-
-class MemoryDataset:
-    """Two cases with labels -1 to 2, and a previous stage's segmentation of them."""
-
-    def __init__(self, with_previous_stage: bool) -> None:
-        rng = np.random.default_rng(0)
-        self.cases = {}
-        for name in "xy":
-            labels = np.repeat(rng.integers(-1, 3, (1, 14, 5, 12)), 5, axis=2).astype(np.int16)
-            image = rng.normal(size=(2, *labels.shape[1:])).astype(np.float32)
-            locations = {label: np.argwhere(labels == label) for label in (1, 2)}
-            self.cases[name] = image, labels, labels[0] if with_previous_stage else None, {"class_locations": locations}
-        self.identifiers = list(self.cases)
-
-    def load_case(self, identifier: str):
-        return self.cases[identifier]
-
-
-def make_loader(mode: str, *, image_later: bool, cascade: bool = False, regions=None, **settings) -> nnUNetDataLoader:
-    patch = (12, 10) if mode == "2d" else (8, 12, 10)
-    initial = (20, 17) if mode == "2d" else (8 if mode == "planes" else 13, 20, 17)
-    scales = [scale[: len(patch)] for scale in SCALES]
-    axes = tuple(range(len(patch)))
-    labels = [1, 2] if cascade else None
-    transforms = training_transforms(patch, (-1, 1), scales, axes, mode == "planes", [True, False], cascade, labels, regions)
-    manager = LabelManager({"background": 0, "a": 1, "b": 2}, None)
-    options = {"oversample_foreground_percent": 0.5, "transforms": transforms, "seed": 0, **settings}
-    return nnUNetDataLoader(MemoryDataset(cascade), 2, initial, patch, manager, image_later=image_later, **options)
 
 
 def streams(mode: str, num_workers: int = 0, **settings):
@@ -97,13 +65,12 @@ def test_pipelines_with_other_steps_stay_with_the_processor() -> None:
 def test_the_environment_variable_decides(monkeypatch) -> None:
     gpu = torch.device("cuda", 0)
     monkeypatch.delenv("nnUNet_augmentation_device", raising=False)
-    assert wanted_device(gpu, 2) is None
-    monkeypatch.setenv("nnUNet_augmentation_device", "auto")
-    assert wanted_device(gpu, 2) == gpu and wanted_device(gpu, 12) is None and wanted_device(CPU, 2) is None
-    monkeypatch.setenv("nnUNet_augmentation_device", "cuda")
-    assert wanted_device(gpu, 40) == gpu
+    assert wanted_place(gpu) == "auto" and wanted_place(CPU) == "cpu"
+    for name in ("auto", "cpu", "cuda"):
+        monkeypatch.setenv("nnUNet_augmentation_device", name)
+        assert wanted_place(gpu) == name
     with pytest.raises(ValueError, match="-device cuda"):
-        wanted_device(CPU, 2)
+        wanted_place(CPU)
     monkeypatch.setenv("nnUNet_augmentation_device", "gpu")
     with pytest.raises(ValueError, match="cpu, cuda or auto"):
-        wanted_device(gpu, 2)
+        wanted_place(gpu)

@@ -16,6 +16,7 @@ from tiny_datasets import PLANS
 from tiny_trainings import CPU, make_trainer, same, weights
 from torch import nn
 
+from nnunetv2.training.data_augmentation import adaptive_augmentation
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.file_io import load_json
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
@@ -415,8 +416,8 @@ def test_a_loss_that_is_no_number_leaves_the_weights_alone(tiny_training: Folder
 
 def test_images_augmented_on_the_device_are_the_same_up_to_rounding(tiny_training: Folders, monkeypatch) -> None:
     class OnTheDevice(nnUNetTrainer):
-        def augmentation_device(self, transforms: Any, num_workers: int) -> torch.device:
-            return CPU
+        def augmentation_place(self) -> str:
+            return "cuda"  # which is this trainer's device
 
     monkeypatch.setenv("nnUNet_n_proc_DA", "1")
     batches = []
@@ -430,6 +431,23 @@ def test_images_augmented_on_the_device_are_the_same_up_to_rounding(tiny_trainin
     for usual, later in zip(*batches):
         assert same(usual["target"], later["target"]) and list(usual["keys"]) == list(later["keys"])
         torch.testing.assert_close(later["data"], usual["data"], rtol=1e-4, atol=1e-4)
+
+
+def test_a_training_that_waits_for_data_moves_the_augmentation_and_goes_on_as_before(tiny_training: Folders, monkeypatch) -> None:
+    class WhereItIsFaster(nnUNetTrainer):
+        def augmentation_place(self) -> str:
+            return "auto"
+
+    monkeypatch.setattr(adaptive_augmentation, "WORTH_MOVING", 0.0)
+    losses = []
+    for trainer_class in (nnUNetTrainer, WhereItIsFaster):
+        trainer = plain_trainer(tiny_training, trainer_class)
+        trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = 5, 2, 1
+        trainer.run_training()
+        losses.append([trainer.logger.get_value("train_losses", epoch) for epoch in range(5)])
+        log = next(Path(trainer.output_folder).glob("training_log_*.txt")).read_text()
+        assert ("augments the images" in log) == (trainer_class is WhereItIsFaster)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
 def test_a_gpu_that_is_not_used_cannot_augment(tiny_training: Folders, monkeypatch) -> None:
