@@ -266,13 +266,13 @@ def test_tiles_reach_the_network_contiguous(model) -> None:
 
 
 class InGroups(nnUNetPredictor):
-    """Three tiles at a time, and eight patches in a batch of the network, as on a GPU."""
+    """Four tiles at a time, and eight patches in a batch of the network, as on a GPU."""
 
     sizes: list[int] | None = None
     most = 100  # patches for which there is memory
 
     def _tiles_at_once(self) -> int:
-        return 1 if self._patches_one_by_one else 3
+        return 1 if self._patches_one_by_one else 4
 
     def _patches_at_once(self) -> int:
         return 1 if self._patches_one_by_one else 8
@@ -296,8 +296,8 @@ def test_tiles_that_go_through_the_network_together_give_what_each_gives_alone(j
             predictor.most = 1  # a device whose memory does not suffice for two
         found.append(predictor.predict_logits_and_classes_from_preprocessed_data(data, ClassificationOptions(only=only)))
         if len(found) == 2:
-            copies = 2 if mirroring else 1  # eight patches hold two copies of three tiles
-            assert max(predictor.sizes) == 3 * copies and predictor.sizes.count(3 * copies) > 1
+            copies = 2 if mirroring else 1  # eight patches hold two copies of four tiles, and of nine tiles one is left
+            assert max(predictor.sizes) == 4 * copies and predictor.sizes.count(4 * copies) > 1
         elif len(found) == 3:
             assert predictor.sizes[0] > 1 and set(predictor.sizes[1:]) == {1}  # tried once
     for logits, classes in found[1:]:
