@@ -28,7 +28,7 @@ class MemoryDataset:
         return self.cases[identifier]
 
 
-def make_loader(mode: str, *, image_later: bool, cascade: bool = False, regions=None, **settings) -> nnUNetDataLoader:
+def make_loader(mode: str, *, cascade: bool = False, regions=None, **settings) -> nnUNetDataLoader:
     patch = (12, 10) if mode == "2d" else (8, 12, 10)
     initial = (20, 17) if mode == "2d" else (8 if mode == "planes" else 13, 20, 17)
     scales = [scale[: len(patch)] for scale in SCALES]
@@ -37,4 +37,4 @@ def make_loader(mode: str, *, image_later: bool, cascade: bool = False, regions=
     transforms = training_transforms(patch, (-1, 1), scales, axes, mode == "planes", [True, False], cascade, labels, regions)
     manager = LabelManager({"background": 0, "a": 1, "b": 2}, None)
     options = {"oversample_foreground_percent": 0.5, "transforms": transforms, "seed": 0, **settings}
-    return nnUNetDataLoader(MemoryDataset(cascade), 2, initial, patch, manager, image_later=image_later, **options)
+    return nnUNetDataLoader(MemoryDataset(cascade), 2, initial, patch, manager, **options)

@@ -124,8 +124,11 @@ def _augmentation(speed: TrainingSpeed) -> Bottleneck:
     if needed > speed.workers and speed.cpus > speed.workers:
         advice.append(f"more loading processes: nnUNet_n_proc_DA={min(needed, speed.cpus)}")
     if needed > speed.cpus:
-        if speed.device_memory_bytes is not None:
-            advice.append("images augmented by the GPU, as trainings do by themselves after two epochs (at once: nnUNet_augmentation_device=cuda)")
+        if speed.augmentation_may_move:
+            advice.append(
+                "images augmented by the GPU, which a training that waits for more than a fifth of its time tries by itself after some epochs; "
+                "to measure with it: nnUNet_augmentation_device=cuda"
+            )
         advice.append("a machine, or a job, with more CPUs for this GPU (--cpus-per-task under SLURM)")
         advice.append("cheaper augmentation: -tr nnUNetTrainerDAOrd0 (interpolates less exactly)")
     if not advice:

@@ -47,6 +47,7 @@ class TrainingSpeed:
     batch_size: int
     iterations_per_epoch: int
     validation_iterations_per_epoch: int
+    augmentation_may_move: bool  # a training tries the GPU for it where it waits much; all figures are without
     cpus: int  # that may be used
     workers: int  # loading processes; 0: batches are made in the training process
     read_seconds: float | None  # patches without augmentation, one process, files in the system's cache; None for users' own loaders
@@ -95,7 +96,8 @@ def measure_training_speed(
 def _measure(trainer: nnUNetTrainer, share: float, say: Callable[[str], None]) -> TrainingSpeed:
     """All parts, each for `share` seconds."""
     stream = trainer.dataloader_train
-    if isinstance(stream, AdaptiveStream):
+    may_move = isinstance(stream, AdaptiveStream)
+    if may_move:
         stream = stream.current  # the loading processes alone: a move in the middle would mix two measurements
     loader = stream.loader if isinstance(stream, BatchStream) else None
     read = read_from_disk = augment = None
@@ -130,6 +132,7 @@ def _measure(trainer: nnUNetTrainer, share: float, say: Callable[[str], None]) -
         batch_size=trainer.batch_size,
         iterations_per_epoch=trainer.num_iterations_per_epoch,
         validation_iterations_per_epoch=trainer.num_val_iterations_per_epoch,
+        augmentation_may_move=may_move,
         cpus=usable_cpus(),
         workers=workers,
         read_seconds=read,

@@ -255,6 +255,7 @@ class nnUNetPredictor:
         self.head_set = JOINT_HEADS
         self.model_source: tuple[str, tuple[int | str, ...], str, str | None] | None = None
         self._loaded_parameters = None
+        self._patches_one_by_one = False
         if compilation_requested() and not is_compiled(network):
             self.network = compiled(network)
 
@@ -1110,6 +1111,7 @@ class nnUNetPredictor:
                 if not self.perform_everything_on_device or not _is_out_of_memory(error):
                     raise
                 print("The device's memory does not hold the results of this image; they are collected in the CPU's memory.")
+                self._patches_one_by_one = True
                 logits = None
             if logits is None:  # outside the handler, which keeps the failed attempt's tensors alive
                 empty_cache(self.device)
@@ -1189,6 +1191,10 @@ class nnUNetPredictor:
         classification: CaseClassification | None,
     ) -> None:
         """Predict some tiles together; their logits go into the accumulator, their class votes into ``classification``."""
+        if len(group) > 1 and self._patches_one_by_one:
+            for slicer in group:
+                self._add_tiles(data, [slicer], accumulator, classification)
+            return
         tiles = self._tiles_on_device(data, group)
         if classification is None:
             segmentation, classes = self._internal_maybe_mirror_and_predict(tiles), {}
@@ -1288,15 +1294,16 @@ class nnUNetPredictor:
         except RuntimeError as error:
             if at_once == 1 or not _is_out_of_memory(error):
                 raise
+        print("The device's memory does not hold several patches at once; from now on they go through the network one by one.")
         self._patches_one_by_one = True
         empty_cache(self.device)  # outside the handler, which keeps the failed attempt's tensors alive
         return work(1)
 
     def _patches_at_once(self) -> int:
-        """How many tiles and mirrored copies go through the network together; a power of two, so that all batches have the same size."""
+        """How many tiles and mirrored copies go through the network together; a power of two, as is the number of copies."""
         if self._patches_one_by_one:
             return 1
-        if self.device.type == "cuda":  # as many as the batch of the training, which took more memory
+        if self.device.type == "cuda":  # at most as many as in a batch of the plans, whose training takes several times the memory
             return 1 << (max(1, self.configuration_manager.batch_size).bit_length() - 1)
         voxels = math.prod(self.configuration_manager.patch_size)
         if self.device.type != "cpu" or voxels > PAIRED_TILE_VOXELS:  # of large tiles a second copy costs too much memory
@@ -1305,7 +1312,11 @@ class nnUNetPredictor:
 
     def _tiles_at_once(self) -> int:
         """Tiles that go through the network together: on a GPU as many as have room with all their copies, elsewhere copies alone."""
-        return max(1, self._patches_at_once() // (1 + len(self._mirror_combinations()))) if self.device.type == "cuda" else 1
+        as_written = getattr(self._internal_maybe_mirror_and_predict, "__func__", None) is MIRROR_AND_PREDICT_AS_WRITTEN
+        # A user's own method knows single tiles; a network would be compiled again for what fills no group.
+        if self.device.type != "cuda" or not as_written or is_compiled(self.network):
+            return 1
+        return max(1, self._patches_at_once() // (1 + len(self._mirror_combinations())))
 
     def _network_output(self, x: torch.Tensor, with_classes: bool) -> JointOutput:
         """One forward pass; heads only run where classes are wanted, and under deep supervision the finest output counts."""
@@ -1327,6 +1338,7 @@ class nnUNetPredictor:
 
 
 # Kept here, so that methods that are replaced in the class itself are noticed too.
+MIRROR_AND_PREDICT_AS_WRITTEN = nnUNetPredictor._internal_maybe_mirror_and_predict
 METHODS_AS_WRITTEN = {name: vars(nnUNetPredictor)[name] for name in METHODS_OF_WHOLE_IMAGES}
 
 

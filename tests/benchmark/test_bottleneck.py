@@ -21,6 +21,7 @@ BUSY = TrainingSpeed(
     batch_size=2,
     iterations_per_epoch=250,
     validation_iterations_per_epoch=50,
+    augmentation_may_move=True,
     cpus=16,
     workers=12,
     read_seconds=0.02,
@@ -54,6 +55,8 @@ def test_too_few_cpus_are_named_with_the_number_that_it_takes() -> None:
     found = find_bottleneck(STARVED)
     assert found.kind == "augmentation" and "about 7 loading processes" in found.explanation
     assert "nnUNet_augmentation_device=cuda" in found.advice[0]
+    stays = find_bottleneck(replace(STARVED, augmentation_may_move=False))
+    assert stays.advice == found.advice[1:]
     assert any("more CPUs" in text for text in found.advice) and not any("nnUNet_n_proc_DA" in text for text in found.advice)
 
 

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from nnunetv2.training.data_augmentation.device_augmentation import DeviceAugmentedStream
 from nnunetv2.training.dataloading.batch import Batch
 from nnunetv2.training.dataloading.batch_transport import receive_message, send_message
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
@@ -105,6 +106,20 @@ class BatchStream:
         self._next_position += 1
         self._next_task = max(self._next_task, self._next_position)
         return batch.pin_memory() if self.pin_memory else batch
+
+    def on_device(self, device: torch.device) -> DeviceAugmentedStream:
+        """The batches from here on with images that the device augments, by workers of their own; the loader's must be able to leave them."""
+        loader = self.loader.leaving_images()
+        stream = BatchStream(
+            loader,
+            self.batches_per_epoch,
+            self.num_workers,
+            self.prefetch,
+            self.pin_memory,
+            start_method=self._start_method,
+        )
+        stream.set_position(*self.position)
+        return loader.device_stream(stream, device)
 
     def close(self) -> None:
         """Ends the workers. The stream may go on afterwards, with new ones."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from batchgenerators.dataloading.data_loader import DataLoader
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 
 from nnunetv2.training.data_augmentation.affine_warp import compiled_kernel
-from nnunetv2.training.data_augmentation.device_augmentation import DeviceAugmentedStream, ImageLater
+from nnunetv2.training.data_augmentation.device_augmentation import DeviceAugmentedStream, ImageLater, reason_to_stay
 from nnunetv2.training.data_augmentation.fast_transforms import first_spatial_transform
 from nnunetv2.training.dataloading.batch import Batch, as_batch
 from nnunetv2.training.dataloading.class_targets import LABEL_MAP_KEY, EvidenceRule, class_part, with_label_map_kept
@@ -47,8 +48,6 @@ class nnUNetDataLoader(DataLoader):
         pad_sides: Voxels by which patches may reach farther beyond the image.
         probabilistic_oversampling: Decide by chance for every sample instead of by its position in the batch.
         transforms: Augmentation of one sample; None leaves patches as they are read.
-        image_later: Leave the augmentation of images to a :class:`device_augmentation.DeviceAugmentedStream`; batches then have no ``data``
-            but ``image_later``.
         case_labels: Class labels by identifier; None or without tasks gives batches without classes.
         evidence_weights: By task, which labels show the class (:func:`class_targets.evidence_rules`).
         seed: Base of every random state of ``generate_batch``; None draws one, kept as ``seed``.
@@ -69,7 +68,6 @@ class nnUNetDataLoader(DataLoader):
         probabilistic_oversampling: bool = False,
         transforms: BasicTransform | None = None,
         *,
-        image_later: bool = False,
         case_labels: CaseLabels | None = None,
         evidence_weights: Mapping[str, EvidenceRule] | None = None,
         seed: int | None = None,
@@ -96,7 +94,7 @@ class nnUNetDataLoader(DataLoader):
         self.case_labels = case_labels if case_labels is not None and case_labels.tasks else None
         self.evidence_weights = dict(evidence_weights or {})
         self.transforms = transforms
-        self.image_later = image_later
+        self.image_later = False  # see leaving_images()
         self._extended_transforms: tuple[Any, Any] = (None, None)
         self.seed = random_seed() if seed is None else int(seed)
         self.sample_offset = sample_offset
@@ -279,8 +277,17 @@ class nnUNetDataLoader(DataLoader):
             self._extended_transforms = (self.transforms, extended)
         return extended
 
+    def leaving_images(self) -> nnUNetDataLoader:
+        """The same loader, whose batches have ``image_later`` in place of ``data``: what a :class:`DeviceAugmentedStream` makes it from.
+
+        Not for all loaders; see :func:`reason_to_augment_here`.
+        """
+        other = copy.copy(self)
+        other.image_later, other._extended_transforms = True, (None, None)
+        return other
+
     def device_stream(self, stream: Any, device: torch.device) -> DeviceAugmentedStream:
-        """A stream of this loader's batches with images finished on a device; needs ``image_later``."""
+        """A stream of this loader's batches with images finished on a device; for what :meth:`leaving_images` returns."""
         return DeviceAugmentedStream(stream, self._sample_transforms(), device)
 
     def _collate(self, identifiers: np.ndarray, samples: Sequence[Mapping[str, Any]]) -> Batch:
@@ -303,6 +310,13 @@ class nnUNetDataLoader(DataLoader):
             kept = ("image", "image_work", "large", "more_channels")
             return Batch({"data": None, **rest, "image_later": [{key: sample[key] for key in kept} for sample in samples]})
         return Batch({"data": torch.stack([sample["image"] for sample in samples]), **rest})
+
+
+def reason_to_augment_here(loader: Any) -> str | None:
+    """Why a loader cannot leave its images to a device; None if it can."""
+    if not isinstance(loader, nnUNetDataLoader) or type(loader).generate_train_batch is not nnUNetDataLoader.generate_train_batch:
+        return f"{type(loader).__name__} makes batches in its own way"
+    return reason_to_stay(loader.transforms)
 
 
 def crop_with_padding(array: Any, lower: Sequence[int], upper: Sequence[int], pad_value: float, dtype: np.dtype | type) -> np.ndarray:

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
-from functools import cached_property, partial
+from functools import cached_property
 from os.path import join
 from pathlib import Path
 from typing import Any
@@ -44,10 +44,10 @@ from nnunetv2.training.data_augmentation.default_augmentation import (
     training_transforms,
     validation_transforms,
 )
-from nnunetv2.training.data_augmentation.device_augmentation import VARIABLE, DeviceAugmentedStream, reason_to_stay, wanted_place
+from nnunetv2.training.data_augmentation.device_augmentation import VARIABLE, wanted_place
 from nnunetv2.training.dataloading.batch import Batch, as_batch
 from nnunetv2.training.dataloading.batch_stream import BatchStream
-from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader, reason_to_augment_here
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.distributed import (
     batch_share_of_rank,
@@ -641,9 +641,8 @@ class nnUNetTrainer:
         if self.class_scores is not None:
             self.class_scores.cases_total = len(dataset_val.identifiers)
         num_workers = get_allowed_n_proc_DA()
-        train = self.stream_augmented_somewhere(
-            partial(
-                self.batch_stream,
+        train = self.augmented_somewhere(
+            self.batch_stream(
                 dataset_tr,
                 initial_patch_size,
                 train_transforms,
@@ -651,8 +650,7 @@ class nnUNetTrainer:
                 num_workers,
                 seed=self.seed,
                 sampling_probabilities=self.sampling_probabilities(dataset_tr.identifiers),
-            ),
-            train_transforms,
+            )
         )
         val = self.batch_stream(
             dataset_val,
@@ -664,27 +662,21 @@ class nnUNetTrainer:
         )
         return train, val
 
-    def stream_augmented_somewhere(self, make_stream: Callable[..., Any], transforms: Any) -> Any:
-        """The training's batches, with images augmented where ``nnUNet_augmentation_device`` says.
-
-        Args:
-            make_stream: Makes the stream; takes ``augmentation_device`` for one that leaves images to a device.
-            transforms: Of the stream.
-        """
+    def augmented_somewhere(self, stream: Any) -> Any:
+        """The training's batches with images augmented where ``nnUNet_augmentation_device`` says."""
         place = self.augmentation_place()
-        reason = reason_to_stay(transforms) if place != "cpu" else None
-        if reason is not None and place == "cuda":
-            self.print_to_log_file(f"WARNING: {VARIABLE} is cuda, but the augmentation does not run on the GPU: {reason}.")
-        if place == "cpu" or reason is not None:
-            return make_stream()
+        if place == "cpu":
+            return stream
+        reason = reason_to_augment_here(stream.loader) if isinstance(stream, BatchStream) else "its loader is not nnU-Net's"
+        if reason is not None:
+            if place == "cuda":
+                self.print_to_log_file(f"WARNING: {VARIABLE} is cuda, but the augmentation does not run on the GPU: {reason}.")
+            return stream
         if place == "cuda":
             self.print_to_log_file(f"Images are augmented on {self.device}.")
-            return make_stream(augmentation_device=self.device)
-
-        def stream_on(device: torch.device | None) -> Any:
-            return make_stream() if device is None else make_stream(augmentation_device=device)
-
-        return AdaptiveStream(stream_on, self.device, self.print_to_log_file)
+            return stream.on_device(self.device)
+        # With one iteration there are no steps between the batches of an epoch to compare with.
+        return AdaptiveStream(stream, self.device, self.print_to_log_file) if stream.batches_per_epoch > 1 else stream
 
     def augmentation_place(self) -> str:
         """``cpu``, ``cuda`` or ``auto``; see :func:`device_augmentation.wanted_place`."""
@@ -704,11 +696,9 @@ class nnUNetTrainer:
         *,
         seed: int,
         loader_class: type[nnUNetDataLoader] = nnUNetDataLoader,
-        augmentation_device: torch.device | None = None,
         **loader_options: Any,
-    ) -> BatchStream | DeviceAugmentedStream:
+    ) -> BatchStream:
         """Batches of one dataset, each sample drawn from (seed, epoch, iteration, sample) alone."""
-        image_later = {} if augmentation_device is None else {"image_later": True}
         options = {
             "oversample_foreground_percent": self.oversample_foreground_percent,
             "sampling_probabilities": None,
@@ -718,18 +708,16 @@ class nnUNetTrainer:
             "seed": seed,
             **self.class_label_arguments(),
             **self.place_in_global_batch(),
-            **image_later,
             **loader_options,
         }
         loader = loader_class(dataset, self.batch_size, patch_size, self.configuration_manager.patch_size, self.label_manager, **options)
-        stream = BatchStream(
+        return BatchStream(
             loader,
             batches_per_epoch,
             num_workers=num_workers,
             pin_memory=self.device.type == "cuda",
             start_epoch=self.current_epoch,
         )
-        return stream if augmentation_device is None else loader.device_stream(stream, augmentation_device)
 
     def place_in_global_batch(self) -> dict[str, int]:
         """What the loader needs to draw this process' part of a batch of all processes; nothing with one process."""
@@ -893,11 +881,12 @@ class nnUNetTrainer:
         self.zero_grad()
         with self.autocast():
             losses = self.compute_losses(as_joint_output(self.network(batch["data"])), batch)
+        values = transfer_of_losses(losses)  # asked for now, so that reading them later does not wait for the backward pass
         if self.grad_scaler is None and not self._is_finite_everywhere(losses["loss"]):
             self.print_to_log_file(f"WARNING: the loss is {losses['loss'].item()}, this step is left out. Cases: {list(batch['keys'])}")
         else:
             self.optimizer_step(losses["loss"])
-        return loss_values(losses)
+        return values()
 
     def _is_finite_everywhere(self, loss: Tensor) -> bool:
         """Whether the loss is finite in every process; they take a step together or not at all."""
@@ -989,7 +978,7 @@ class nnUNetTrainer:
         logits = output.segmentation[0] if isinstance(output.segmentation, (list, tuple)) else output.segmentation
         target = batch["target"][0] if isinstance(batch["target"], (list, tuple)) else batch["target"]
         tp_hard, fp_hard, fn_hard = self.hard_counts(logits, target)
-        result = {**loss_values(losses), "tp_hard": tp_hard, "fp_hard": fp_hard, "fn_hard": fn_hard}
+        result = {**transfer_of_losses(losses)(), "tp_hard": tp_hard, "fp_hard": fp_hard, "fn_hard": fn_hard}
         if output.classification and self.class_scores is not None:
             result["class_records"] = self.class_scores.records(batch["keys"], output.classification, logits)
         return result
@@ -1287,11 +1276,29 @@ class nnUNetTrainer:
         save_json(values, join(self.output_folder, "debug.json"), sort_keys=True)
 
 
-def loss_values(losses: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    """Losses as numpy scalars: the total, and its parts where there are several."""
+def transfer_of_losses(losses: Mapping[str, Tensor]) -> Callable[[], dict[str, np.ndarray]]:
+    """Begin to copy losses to the host in one transfer; a GPU goes on meanwhile.
+
+    Returns:
+        A function that waits for the copy, and for nothing that the device was given afterwards. It returns numpy scalars: ``loss`` and,
+        where there are several, its parts ``loss_...``.
+    """
     names = list(losses) if len(losses) > 2 else ["loss"]
-    values = torch.stack([losses[name].detach().float() for name in names]).cpu().numpy()  # one transfer: each one stops a GPU
-    return {name if name == "loss" else f"loss_{name}": np.asarray(value) for name, value in zip(names, values, strict=True)}
+    values = torch.stack([losses[name].detach().float() for name in names])
+    copied = None
+    if values.device.type == "cuda":
+        values, on_device = torch.empty(values.shape, dtype=values.dtype, pin_memory=True), values
+        values.copy_(on_device, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record(torch.cuda.current_stream(on_device.device))
+
+    def read() -> dict[str, np.ndarray]:
+        if copied is not None:
+            copied.synchronize()
+        numbers = values.cpu().numpy()
+        return {name if name == "loss" else f"loss_{name}": np.asarray(number) for name, number in zip(names, numbers, strict=True)}
+
+    return read
 
 
 def is_better(value: float, best: float | None) -> bool:

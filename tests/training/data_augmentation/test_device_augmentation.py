@@ -13,6 +13,7 @@ from nnunetv2.training.data_augmentation.strong_augmentation import strong_train
 from nnunetv2.training.dataloading import data_loader
 from nnunetv2.training.dataloading.batch_stream import BatchStream
 from nnunetv2.training.dataloading.class_targets import EvidenceRule
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader, reason_to_augment_here
 from nnunetv2.utilities.label_handling.classification_labels import CaseLabels, classification_tasks
 
 CPU = torch.device("cpu")
@@ -20,9 +21,8 @@ TASKS = classification_tasks({"labels": {"background": 0}, "classification": {"g
 
 
 def streams(mode: str, num_workers: int = 0, **settings):
-    usual = BatchStream(make_loader(mode, image_later=False, **settings), 100)
-    loader = make_loader(mode, image_later=True, **settings)
-    return usual, loader.device_stream(BatchStream(loader, 100, num_workers), CPU)
+    usual = BatchStream(make_loader(mode, **settings), 100)
+    return usual, BatchStream(make_loader(mode, **settings), 100, num_workers).on_device(CPU)
 
 
 @pytest.mark.parametrize("partial_reading", [True, False])
@@ -49,6 +49,15 @@ def test_classes_are_the_same_and_workers_make_no_difference() -> None:
         assert later.position == (3, 0)
 
 
+def test_a_stream_with_classes_that_was_used_already_can_leave_its_images() -> None:
+    labels = CaseLabels(TASKS, {"x": {"grade": 0}, "y": {"grade": 1}})
+    usual, _ = streams("3d", case_labels=labels)
+    next(usual)
+    later = usual.on_device(CPU)
+    assert later.position == (0, 1)
+    torch.testing.assert_close(next(later)["data"], next(usual)["data"], rtol=1e-4, atol=1e-4)
+
+
 def test_pipelines_with_other_steps_stay_with_the_processor() -> None:
     default = training_transforms((8, 12, 10), (-1, 1), SCALES, (0, 1, 2), False)
     assert reason_to_stay(default) is None
@@ -60,6 +69,18 @@ def test_pipelines_with_other_steps_stay_with_the_processor() -> None:
     assert "begin" in reason_to_stay(ComposeTransforms(default.transforms[1:])) and "begin" in reason_to_stay(None)
     assert "begin" in reason_to_stay(training_transforms((8, 12, 10), (-1, 1), None, None, False, mode_segmentation="nearest"))
     assert reason_to_stay(strong_training_transforms((8, 12, 10), (-1, 1), SCALES, (0, 1, 2), False)) is not None
+
+
+def test_loaders_that_make_batches_in_their_own_way_keep_their_images() -> None:
+    class OwnWay(nnUNetDataLoader):
+        def generate_train_batch(self):
+            return super().generate_train_batch()
+
+    loader = make_loader("3d")
+    assert reason_to_augment_here(loader) is None
+    loader.__class__ = OwnWay
+    assert reason_to_augment_here(loader) == "OwnWay makes batches in its own way"
+    assert "own way" in reason_to_augment_here(object())
 
 
 def test_the_environment_variable_decides(monkeypatch) -> None:

@@ -442,9 +442,9 @@ def test_a_training_that_waits_for_data_moves_the_augmentation_and_goes_on_as_be
     losses = []
     for trainer_class in (nnUNetTrainer, WhereItIsFaster):
         trainer = plain_trainer(tiny_training, trainer_class)
-        trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = 5, 2, 1
+        trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = 6, 2, 1
         trainer.run_training()
-        losses.append([trainer.logger.get_value("train_losses", epoch) for epoch in range(5)])
+        losses.append([trainer.logger.get_value("train_losses", epoch) for epoch in range(6)])
         log = next(Path(trainer.output_folder).glob("training_log_*.txt")).read_text()
         assert ("augments the images" in log) == (trainer_class is WhereItIsFaster)
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
