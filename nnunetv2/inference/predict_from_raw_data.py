@@ -71,6 +71,7 @@ from nnunetv2.inference.sliding_window_prediction import (
     NOT_FINITE,
     TileAccumulator,
     compute_gaussian,
+    grouped_tiles,
     half_accumulation_requested,
     mirror_combinations,
     tile_slicers,
@@ -98,6 +99,7 @@ if TYPE_CHECKING:
 
 PAIRED_TILE_VOXELS = 256 * 1024  # a float32 map of 32 channels of two such tiles takes 64 MiB
 SMALL_TILE_VOXELS = 64 * 64  # of these a layer takes less time than its call, so that four copies together are faster than two
+JOINED_LOGITS_BYTES = 32 * 1024**2  # on the CPU: with many classes the logits of another tile cost more memory than time is won
 # Arrays that together take less than this (float32 of a 128 x 256 x 256 volume) are preprocessed faster than a worker process starts.
 SMALL_ARRAYS_BYTES = 32 * 1024**2
 # What else than "out of memory" the libraries below torch call a shortage of the device's memory.
@@ -1159,21 +1161,21 @@ class nnUNetPredictor:
         half = half_accumulation_requested()
         weights = self._tile_weights(torch.half if half else torch.float32, results_device)
         accumulator = TileAccumulator(self.label_manager.num_segmentation_heads, data.shape[1:], weights, half=half, device=results_device)
-        for group in self._groups_of_tiles(slicers):
+        for group in self._with_progress(self._groups_of_tiles(slicers)):
             self._add_tiles(data, group, accumulator, classification)
         result = accumulator.result()
         if not accumulator.is_finite:
             raise RuntimeError(NOT_FINITE)
         return result
 
-    def _groups_of_tiles(self, slicers: Iterable[tuple[slice | int, ...]]) -> Iterator[list[tuple[slice | int, ...]]]:
-        """Tiles that go through the network together, with a progress bar; what fills no group goes one by one, for few batch sizes."""
-        slicers = list(slicers)
-        size = self._tiles_at_once()
-        whole = len(slicers) - len(slicers) % size
-        with tqdm(total=len(slicers), desc="tiles", leave=False, disable=not self.allow_tqdm) as progress:
-            for start in (*range(0, whole, size), *range(whole, len(slicers))):
-                group = slicers[start : start + size] if start < whole else [slicers[start]]
+    def _groups_of_tiles(self, slicers: Iterable[tuple[slice | int, ...]]) -> list[list[tuple[slice | int, ...]]]:
+        """Tiles that go through the network together."""
+        return grouped_tiles(slicers, self._tiles_at_once(), by_rows=self.device.type == "cpu")  # there also in parts of the rows
+
+    def _with_progress(self, groups: Sequence[list]) -> Iterator[list]:
+        """Groups of tiles with a progress bar."""
+        with tqdm(total=sum(map(len, groups)), desc="tiles", leave=False, disable=not self.allow_tqdm) as progress:
+            for group in groups:
                 yield group
                 progress.update(len(group))
 
@@ -1211,7 +1213,7 @@ class nnUNetPredictor:
     @torch.inference_mode()
     def _classify_tiles(self, data: torch.Tensor, slicers: Sequence[tuple[slice | int, ...]], classification: CaseClassification) -> None:
         """Class votes of all tiles without the decoder."""
-        for group in self._groups_of_tiles(slicers):
+        for group in self._with_progress(self._groups_of_tiles(slicers)):
             tiles = self._tiles_on_device(data, group)
             classes = self._if_memory_suffices(partial(self._classes_of_copies, tiles))
             for index in range(len(group)):
@@ -1311,12 +1313,14 @@ class nnUNetPredictor:
         return 4 if voxels <= SMALL_TILE_VOXELS else 2  # on the CPU torch has slow convolutions for single images with few channels
 
     def _tiles_at_once(self) -> int:
-        """Tiles that go through the network together: on a GPU as many as have room with all their copies, elsewhere copies alone."""
+        """Tiles that go through the network together: as many as have room with all their copies."""
         as_written = getattr(self._internal_maybe_mirror_and_predict, "__func__", None) is MIRROR_AND_PREDICT_AS_WRITTEN
         # A user's own method knows single tiles; a network would be compiled again for what fills no group.
-        if self.device.type != "cuda" or not as_written or is_compiled(self.network):
+        if not as_written or is_compiled(self.network):
             return 1
-        return max(1, self._patches_at_once() // (1 + len(self._mirror_combinations())))
+        tiles = max(1, self._patches_at_once() // (1 + len(self._mirror_combinations())))
+        logits = 4 * tiles * self.label_manager.num_segmentation_heads * math.prod(self.configuration_manager.patch_size)
+        return tiles if self.device.type == "cuda" or logits <= JOINED_LOGITS_BYTES else 1
 
     def _network_output(self, x: torch.Tensor, with_classes: bool) -> JointOutput:
         """One forward pass; heads only run where classes are wanted, and under deep supervision the finest output counts."""

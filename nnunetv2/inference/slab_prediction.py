@@ -261,9 +261,9 @@ def predict_in_slabs(
         for slab in labels.plan.slabs:
             labels.begin(slab)
             for fold, _ in enumerate(predictor._each_fold()):
-                for slicer in slab.tiles:
-                    predictor._add_tiles(padded, [slicer], labels.accumulators[fold], votes[fold] if votes else None)
-                    progress.update()
+                for group in predictor._groups_of_tiles(slab.tiles):
+                    predictor._add_tiles(padded, group, labels.accumulators[fold], votes[fold] if votes else None)
+                    progress.update(len(group))
                 labels.average(fold, slab)
             if not labels.fill(slab):
                 return None

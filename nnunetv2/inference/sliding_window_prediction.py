@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -103,6 +103,23 @@ def tile_slicers(image_size: Sequence[int], tile_size: Sequence[int], tile_step_
     if first_axis is None:
         return [(slice(None), *box) for box in boxes]
     return [(slice(None), index, *box) for index in first_axis for box in boxes]
+
+
+def grouped_tiles(slicers: Iterable[tuple[slice | int, ...]], size: int, *, by_rows: bool) -> list[list[tuple[slice | int, ...]]]:
+    """Tiles that go through the network together, in their order. What fills no group stays alone, so that there are two sizes of batches.
+
+    Args:
+        slicers: Entries of :func:`tile_slicers`.
+        size: Tiles of a group.
+        by_rows: Only join tiles with the same rows of the first spatial axis. Groups of a part of the rows are those of the whole image then.
+    """
+    slicers = list(slicers)
+    parts = [list(part) for _, part in itertools.groupby(slicers, key=lambda slicer: slicer[1])] if by_rows else [slicers]
+    groups = []
+    for part in parts:
+        whole = len(part) - len(part) % size
+        groups += [part[start : start + size] for start in range(0, whole, size)] + [[slicer] for slicer in part[whole:]]
+    return groups
 
 
 def mirror_combinations(mirror_axes: Sequence[int] | None) -> list[tuple[int, ...]]:

@@ -265,6 +265,11 @@ def test_tiles_reach_the_network_contiguous(model) -> None:
     assert strides == {(4096, 4096, 256, 16, 1)}
 
 
+class OneByOne(nnUNetPredictor):
+    def _patches_at_once(self) -> int:
+        return 1
+
+
 class InGroups(nnUNetPredictor):
     """Four tiles at a time, and eight patches in a batch of the network, as on a GPU."""
 
@@ -296,16 +301,16 @@ class InGroups(nnUNetPredictor):
 @pytest.mark.parametrize("only", [False, True])
 def test_tiles_that_go_through_the_network_together_give_what_each_gives_alone(joint_model, only, mirroring) -> None:
     found = []
-    for kind in (nnUNetPredictor, InGroups, InGroups):
+    for kind in (OneByOne, InGroups, InGroups):
         predictor = kind(device=CPU, allow_tqdm=False, use_mirroring=mirroring)
         predictor.initialize_from_trained_model_folder(str(joint_model), (0,))
-        data = torch.randn(1, 32, 30, 16, generator=torch.Generator().manual_seed(0))
+        data = torch.randn(1, 32, 30, 32, generator=torch.Generator().manual_seed(0))
         if len(found) == 2:
             predictor.most = 1  # a device whose memory does not suffice for two
         found.append(predictor.predict_logits_and_classes_from_preprocessed_data(data, ClassificationOptions(only=only)))
         if len(found) == 2:
-            copies = 2 if mirroring else 1  # eight patches hold two copies of four tiles, and of nine tiles one is left
-            assert max(predictor.sizes) == 4 * copies and predictor.sizes.count(4 * copies) > 1
+            copies = 2 if mirroring else 1  # eight patches hold two copies of four tiles; of the nine in a row one is left
+            assert max(predictor.sizes) == 4 * copies and set(predictor.groups) == {1, 4}
         elif len(found) == 3:
             assert predictor.sizes[0] > 1 and set(predictor.sizes[1:]) == {1}  # tried once
             assert only or (predictor.groups[0] > 1 and set(predictor.groups[1:]) == {1})  # their logits take memory, too
@@ -314,16 +319,34 @@ def test_tiles_that_go_through_the_network_together_give_what_each_gives_alone(j
         np.testing.assert_allclose(classes["subtype"], found[0][1]["subtype"], rtol=1e-5)
 
 
-def test_a_gpu_takes_as_many_patches_as_its_training_did() -> None:
-    for batch_size, axes, expected in ((1, (), (1, 1)), (2, (0, 1, 2), (2, 1)), (3, (), (2, 2)), (13, (0, 1), (8, 2)), (13, (), (8, 8))):
+def test_how_many_patches_go_through_the_network_together() -> None:
+    cases = [
+        ("cuda", 160, 1, (), (1, 1)),
+        ("cuda", 160, 2, (0, 1, 2), (2, 1)),
+        ("cuda", 160, 3, (), (2, 2)),
+        ("cuda", 160, 13, (0, 1), (8, 2)),
+        ("cuda", 160, 13, (), (8, 8)),
+        ("cpu", 160, 2, (), (1, 1)),
+        ("cpu", 64, 2, (0, 1, 2), (2, 1)),
+        ("cpu", 64, 2, (), (2, 2)),
+        ("cpu", 16, 2, (), (4, 4)),
+        ("cpu", 16, 2, (0,), (4, 2)),
+        ("mps", 16, 2, (), (1, 1)),
+    ]
+    for device, size, batch_size, axes, expected in cases:
         predictor = nnUNetPredictor(device=CPU, allow_tqdm=False)
-        predictor.device, predictor.allowed_mirroring_axes = torch.device("cuda"), axes
+        predictor.device, predictor.allowed_mirroring_axes = torch.device(device), axes
         content = plans()
-        content["configurations"]["3d_fullres"]["batch_size"] = batch_size
-        predictor.configuration_manager = PlansManager(content).get_configuration("3d_fullres")
-        assert (predictor._patches_at_once(), predictor._tiles_at_once()) == expected
-    predictor._internal_maybe_mirror_and_predict = lambda x: x  # a user's own, which knows single tiles
-    assert (predictor._patches_at_once(), predictor._tiles_at_once()) == (8, 1)
+        content["configurations"]["3d_fullres"] |= {"batch_size": batch_size, "patch_size": [size] * 3}
+        manager = PlansManager(content)
+        predictor.configuration_manager = manager.get_configuration("3d_fullres")
+        predictor.label_manager = manager.get_label_manager({"labels": {"background": 0, "a": 1}})
+        assert (predictor._patches_at_once(), predictor._tiles_at_once()) == expected, (device, size, batch_size, axes)
+    predictor.device = CPU
+    predictor.label_manager = manager.get_label_manager({"labels": {"background": 0} | {f"a{label}": label for label in range(1, 1025)}})
+    assert predictor._tiles_at_once() == 1  # logits of 64 MiB
+    predictor.device, predictor._internal_maybe_mirror_and_predict = torch.device("cuda"), lambda x: x  # a user's own, for single tiles
+    assert predictor._tiles_at_once() == 1
 
 
 @pytest.mark.parametrize("message", ["CUDA out of memory. Tried to allocate", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"])

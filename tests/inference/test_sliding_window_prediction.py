@@ -8,6 +8,7 @@ from nnunetv2.inference.sliding_window_prediction import (
     TileAccumulator,
     compute_gaussian,
     compute_steps_for_sliding_window,
+    grouped_tiles,
     half_accumulation_requested,
     mirror_combinations,
     tile_slicers,
@@ -130,3 +131,12 @@ def test_results_that_are_no_numbers_are_noticed_and_large_ones_are_not(value, f
     accumulator.add(logits, (slice(None), slice(0, 4), slice(0, 4), slice(0, 4)))
     accumulator.result()
     assert accumulator.is_finite == finite
+
+
+def test_tiles_are_grouped_in_their_order() -> None:
+    tiles = tile_slicers((20, 14, 10), (10, 6, 10), 0.5)  # three rows of four
+    assert [len(group) for group in grouped_tiles(tiles, 8, by_rows=False)] == [8, 1, 1, 1, 1]
+    groups = grouped_tiles(tiles, 3, by_rows=True)
+    assert [len(group) for group in groups] == [3, 1] * 3 and sum(groups, []) == tiles
+    # a part of the rows is grouped like the whole
+    assert grouped_tiles(tiles[4:], 3, by_rows=True) == groups[2:]
