@@ -92,6 +92,9 @@ def preprocess(case, files, manager, configuration, description):
     of = manager.get_configuration(configuration)
     folder = os.path.join(os.environ['nnUNet_preprocessed'], manager.dataset_name, of.data_identifier)
     os.makedirs(folder, exist_ok=True)
+    for name in os.listdir(folder):  # of another planner that has the same folder; 2.8.1 cannot write over it
+        if name.split('.')[0] in (case, case + '_seg'):
+            os.remove(os.path.join(folder, name))
     of.preprocessor_class(verbose=False).run_case_save(os.path.join(folder, case), files['images'], files['label'], manager, of, description)
     image, seg, _, properties = infer_dataset_class(folder)(folder, [case]).load_case(case)
     return image, seg, properties
