@@ -99,7 +99,8 @@ if TYPE_CHECKING:
 
 PAIRED_TILE_VOXELS = 256 * 1024  # a float32 map of 32 channels of two such tiles takes 64 MiB
 SMALL_TILE_VOXELS = 64 * 64  # of these a layer takes less time than its call, so that four copies together are faster than two
-JOINED_LOGITS_BYTES = 32 * 1024**2  # on the CPU: with many classes the logits of another tile cost more memory than time is won
+# Which tiles are joined on the CPU: for large maps torch has fast convolutions in any case, and many classes take memory for little time.
+JOINED_TILE_VOXELS, JOINED_LOGITS_BYTES = 48**3, 32 * 1024**2
 # Arrays that together take less than this (float32 of a 128 x 256 x 256 volume) are preprocessed faster than a worker process starts.
 SMALL_ARRAYS_BYTES = 32 * 1024**2
 # What else than "out of memory" the libraries below torch call a shortage of the device's memory.
@@ -1319,8 +1320,9 @@ class nnUNetPredictor:
         if not as_written or is_compiled(self.network):
             return 1
         tiles = max(1, self._patches_at_once() // (1 + len(self._mirror_combinations())))
-        logits = 4 * tiles * self.label_manager.num_segmentation_heads * math.prod(self.configuration_manager.patch_size)
-        return tiles if self.device.type == "cuda" or logits <= JOINED_LOGITS_BYTES else 1
+        voxels = math.prod(self.configuration_manager.patch_size)
+        logits = 4 * tiles * voxels * self.label_manager.num_segmentation_heads
+        return tiles if self.device.type == "cuda" or (voxels <= JOINED_TILE_VOXELS and logits <= JOINED_LOGITS_BYTES) else 1
 
     def _network_output(self, x: torch.Tensor, with_classes: bool) -> JointOutput:
         """One forward pass; heads only run where classes are wanted, and under deep supervision the finest output counts."""

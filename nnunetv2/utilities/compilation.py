@@ -36,7 +36,13 @@ def reason_not_to_compile(device: torch.device) -> str | None:
 
 
 def compiled(module: nn.Module) -> nn.Module:
-    """The module with ``torch.compile``, but for the methods that classes of its parts name in ``not_compiled``.
+    """The module with ``torch.compile``, but for the methods that classes of its parts name in ``not_compiled``."""
+    exclude_named_methods(module)
+    return torch.compile(module)
+
+
+def exclude_named_methods(module: nn.Module) -> None:
+    """Have the compiler leave the methods alone that classes of the module's parts name in ``not_compiled``.
 
     ``torch.compiler.disable`` in their place would import the compiler with them, which takes as long as torch itself.
     """
@@ -46,7 +52,6 @@ def compiled(module: nn.Module) -> nn.Module:
                 if (owner, name) not in _EXCLUDED:
                     setattr(owner, name, torch.compiler.disable(vars(owner)[name]))
                     _EXCLUDED.add((owner, name))
-    return torch.compile(module)
 
 
 def is_compiled(network: nn.Module) -> bool:

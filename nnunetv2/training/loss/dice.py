@@ -7,10 +7,36 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from nnunetv2.utilities.compilation import exclude_named_methods
+
 _SMALLEST_DENOMINATOR = 1e-8
 
 
-class SoftDiceLoss(nn.Module):
+class _SumsOverProcesses(nn.Module):
+    """Sums over all processes of a distributed training, with gradient."""
+
+    not_compiled = ("_gathered_sum",)  # the compiler would have to trace the communication and its gradient
+
+    def __init__(self) -> None:
+        super().__init__()
+        if _is_distributed():  # whoever compiles this loss then
+            exclude_named_methods(self)
+
+    def _sum_over_processes(self, value: Tensor) -> Tensor:
+        """The sum; the value itself with one process."""
+        return self._gathered_sum(value) if _is_distributed() else value
+
+    def _gathered_sum(self, value: Tensor) -> Tensor:
+        from nnunetv2.utilities.ddp_allgather import AllGatherGrad
+
+        return AllGatherGrad.apply(value).sum(0)
+
+
+def _is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+class SoftDiceLoss(_SumsOverProcesses):
     """Dice from soft true positives, false positives and false negatives.
 
     Args:
@@ -46,14 +72,14 @@ class SoftDiceLoss(nn.Module):
         spatial = list(range(2, x.ndim))
         tp, fp, fn, _ = get_tp_fp_fn_tn(x, y, [0, *spatial] if self.batch_dice else spatial, loss_mask)
         if self.batch_dice and self.ddp:
-            tp, fp, fn = (_sum_over_processes(value) for value in (tp, fp, fn))
+            tp, fp, fn = (self._sum_over_processes(value) for value in (tp, fp, fn))
         if self.clip_tp is not None:
             tp = tp.clamp(min=self.clip_tp)
         dice = (2 * tp + self.smooth) / (2 * tp + fp + fn + self.smooth).clamp(min=_SMALLEST_DENOMINATOR)
         return -(dice if self.do_bg else dice[..., 1:]).mean()
 
 
-class MemoryEfficientSoftDiceLoss(nn.Module):
+class MemoryEfficientSoftDiceLoss(_SumsOverProcesses):
     """Dice from intersection and volumes, which keeps fewer intermediate images for the backward pass.
 
     Arguments as for :class:`SoftDiceLoss`.
@@ -89,7 +115,7 @@ class MemoryEfficientSoftDiceLoss(nn.Module):
         prediction_sum = (x if loss_mask is None else x * loss_mask).sum(axes, dtype=torch.float32)
         if self.batch_dice:
             sums = [value.sum(0) for value in (intersection, prediction_sum, target_sum)]
-            intersection, prediction_sum, target_sum = [_sum_over_processes(value) for value in sums] if self.ddp else sums
+            intersection, prediction_sum, target_sum = [self._sum_over_processes(value) for value in sums] if self.ddp else sums
         denominator = (target_sum + prediction_sum + self.smooth).clamp(min=_SMALLEST_DENOMINATOR)
         return -((2 * intersection + self.smooth) / denominator).mean()
 
@@ -133,18 +159,3 @@ def _one_hot(target: Tensor, output: Tensor) -> Tensor:
         target = target.unsqueeze(1)
     classes = torch.arange(output.shape[1], device=target.device).view(1, -1, *(1,) * (output.ndim - 2))
     return target.long() == classes
-
-
-def _sum_over_processes(value: Tensor) -> Tensor:
-    """Sum over all processes of a distributed training, with gradient; the value itself without one."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return value
-    return _gathered_sum(value)
-
-
-# Not compiled: the compiler would have to trace the communication and its gradient.
-@torch.compiler.disable
-def _gathered_sum(value: Tensor) -> Tensor:
-    from nnunetv2.utilities.ddp_allgather import AllGatherGrad
-
-    return AllGatherGrad.apply(value).sum(0)

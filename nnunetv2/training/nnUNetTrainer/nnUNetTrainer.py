@@ -385,7 +385,7 @@ class nnUNetTrainer:
                 dice_class=MemoryEfficientSoftDiceLoss,
             )
         if self._do_i_compile():
-            loss.dc = torch.compile(loss.dc)
+            loss.dc = compiled(loss.dc)
         return self.with_deep_supervision(loss)
 
     def with_deep_supervision(self, loss: nn.Module) -> nn.Module:

@@ -444,9 +444,9 @@ def test_pretrained_weights_of_another_architecture_are_refused(tiny_training: F
     assert same(before, weights(other))
 
 
-def test_a_training_loads_readers_of_images_only_for_its_validation() -> None:
+def test_a_training_loads_neither_readers_of_images_nor_the_compiler_before_it_uses_them() -> None:
     code = (
         "import sys\nimport nnunetv2.training.nnUNetTrainer.nnUNetTrainerMultitask\n"
-        "print([name for name in ('SimpleITK', 'nibabel', 'tifffile') if name in sys.modules])"
+        "print([name for name in ('SimpleITK', 'nibabel', 'tifffile', 'torch._dynamo', 'sympy') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip() == "[]"
