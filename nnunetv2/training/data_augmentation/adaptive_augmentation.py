@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from nnunetv2.training.data_augmentation.device_augmentation import VARIABLE
+from nnunetv2.training.data_augmentation.device_augmentation import VARIABLE, StreamAround
 from nnunetv2.training.dataloading.batch_stream import BatchStream
 
 WORTH_MOVING = 0.2  # share of the time of an epoch's training steps that is spent waiting for batches
@@ -22,7 +22,7 @@ COPIES_OF_IMAGES = 10
 SPARE_MEMORY = 0.05  # of the device: training steps take their memory in other pieces afterwards
 
 
-class AdaptiveStream:
+class AdaptiveStream(StreamAround):
     """A stream of batches that measures how long the training waits for it, and moves the augmentation of images to the GPU if that helps.
 
     Batches come in the same order with the same cases, patches and targets wherever images are augmented; images are equal up to rounding.
@@ -43,7 +43,7 @@ class AdaptiveStream:
         say: Callable[[str], None],
         free_memory: Callable[[torch.device], int] | None = None,
     ) -> None:
-        self.current: Any = stream  # what the batches come from
+        super().__init__(stream)
         self._usual = stream
         self._device = device
         self._say = say
@@ -53,20 +53,6 @@ class AdaptiveStream:
         self._begun: float | None = None  # when the first batch of the epoch was asked for
         self._waited = 0.0
         self._waiting_epochs: list[float] = []  # seconds of the training steps of the latest epochs that waited
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "current":  # while it is copied it has no stream yet
-            raise AttributeError(name)
-        return getattr(self.current, name)
-
-    def __iter__(self) -> AdaptiveStream:
-        return self
-
-    def __enter__(self) -> AdaptiveStream:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.close()
 
     def __next__(self) -> Any:
         """The next batch; the last one of an epoch may be followed by a move."""

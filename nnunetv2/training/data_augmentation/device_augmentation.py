@@ -150,7 +150,32 @@ class ImageLater(ComposeTransforms):
         return image if sample["more_channels"] is None else torch.cat((image, sample["more_channels"]))
 
 
-class DeviceAugmentedStream:
+class StreamAround:
+    """An iterator around a stream of batches; what it does not do itself is the stream's.
+
+    Args:
+        stream: What the batches come from: ``current``, which subclasses may change.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self.current = stream
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "current":  # while it is copied it has no stream yet
+            raise AttributeError(name)
+        return getattr(self.current, name)
+
+    def __enter__(self) -> StreamAround:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def __iter__(self) -> StreamAround:
+        return self
+
+
+class DeviceAugmentedStream(StreamAround):
     """A stream of batches whose images are finished on a device; all else is the stream's.
 
     Args:
@@ -160,26 +185,12 @@ class DeviceAugmentedStream:
     """
 
     def __init__(self, stream: Any, transforms: ImageLater, device: torch.device) -> None:
-        self._stream = stream
+        super().__init__(stream)
         self._transforms = transforms
         self._device = device
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "_stream":  # while it is copied it has no stream yet
-            raise AttributeError(name)
-        return getattr(self._stream, name)
-
-    def __enter__(self) -> DeviceAugmentedStream:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.close()
-
-    def __iter__(self) -> DeviceAugmentedStream:
-        return self
-
     def __next__(self) -> Any:
-        batch = next(self._stream).to(self._device, non_blocking=True)
+        batch = next(self.current).to(self._device, non_blocking=True)
         with torch.no_grad():
             batch["data"] = torch.stack([self._transforms.finish(sample) for sample in batch.pop("image_later")])
         return batch
