@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_datasets import PLANNER, PLANS, write_tiny_dataset
 from tiny_models import write_images, write_model
 
@@ -137,6 +138,15 @@ def test_a_lost_scheduler_is_named_with_what_to_do(tmp_path: Path, monkeypatch: 
         scheduler.wait()
 
 
+@pytest.fixture
+def one_torch_thread() -> Iterator[None]:
+    """As Dask's workers compute. With another number of threads torch adds in another order, which moves the last digits of a float."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -163,7 +173,7 @@ def test_a_worker_killed_in_preprocessing_costs_no_case(cluster: str, nnunet_fol
     assert content(folder) == on_cluster
 
 
-def test_a_worker_killed_in_prediction_costs_no_case(cluster: str, tmp_path: Path) -> None:
+def test_a_worker_killed_in_prediction_costs_no_case(cluster: str, one_torch_thread: None, tmp_path: Path) -> None:
     from nnunetv2.cli.predict import predict_modelfolder_entry
 
     images, here, there = tmp_path / "images", tmp_path / "here", tmp_path / "there"
@@ -176,7 +186,7 @@ def test_a_worker_killed_in_prediction_costs_no_case(cluster: str, tmp_path: Pat
     predict_modelfolder_entry([*command, "-o", str(here), "-npp", "0", "-nps", "0"])
     first, second = content(here), content(there)
     assert sorted(first) == sorted(second) and len([name for name in first if name.endswith(".nii.gz")]) == 8
-    assert all(second[name] == written for name, written in first.items() if name.endswith((".nii.gz", ".csv")))
+    assert [name for name, written in first.items() if name.endswith((".nii.gz", ".csv")) and second[name] != written] == []
 
     (there / "case_3.nii.gz").unlink()
     before = {path.name: path.stat().st_mtime_ns for path in there.glob("*.nii.gz")}
