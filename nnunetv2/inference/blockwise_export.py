@@ -13,15 +13,15 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from nnunetv2.inference.tilewise_export import TilewiseLabels, compiled_labels
-from nnunetv2.preprocessing.resampling.blockwise_resampling import AxisBlock, BlockwiseResampling
+from nnunetv2.inference.tilewise_export import TilewiseLabels, compiled_labels, each_on_threads
+from nnunetv2.preprocessing.resampling.blockwise_resampling import AxisBlock, BlockwiseResampling, Workspace
 from nnunetv2.utilities.label_handling.label_handling import REGION_THRESHOLD, LabelManager
 
 VOXELS_AT_ONCE = 1 << 16  # labels and values of so many stay in the cache of a core from one step to the next
 # Sigmoid, also in float32: not above 0.5 for a logit of 0, and well above it for a logit of 1.
 SURELY_OUTSIDE, SURELY_INSIDE = 0.0, 1.0
-# Interpolated values that numpy takes as long for as loading machine code, if it must be compiled not longer than nnU-Net 2.8.1.
-WORTH_COMPILING = 2**27
+# Interpolated values from which machine code is loaded: numpy takes some seconds for them and a little memory, loading half a second and 110 MB.
+WORTH_COMPILING = 2**29
 
 
 class BlockwiseLabels:
@@ -31,7 +31,7 @@ class BlockwiseLabels:
         resampling: From the network's grid to the image's.
         label_manager: One that decides by the package's own rules.
         out: Unsigned integers of the resampling's new shape, to be filled.
-        threads: That share a row, where machine code does the work; more than one only where nothing else uses the processor.
+        threads: That share a row; more than one only where nothing else uses the processor.
     """
 
     _interpolated = 0  # values of labels in this process until it is worth compiling
@@ -41,6 +41,7 @@ class BlockwiseLabels:
         self._label_manager = label_manager
         self._out = out
         self._threads = threads
+        self._workspace = Workspace()
         self._compiled: TilewiseLabels | None = None
 
     def add_row(self, row: int, logits: np.ndarray) -> bool:
@@ -64,11 +65,14 @@ class BlockwiseLabels:
         if self._has_machine_code():
             return self._compiled.fill_row(row, logits, self._out, self._threads)
         decide = self._regions if self._label_manager.has_regions else self._largest
-        for j, second in enumerate(seconds):
-            for k, third in enumerate(thirds):
-                box = (slice(None), second.inputs, third.inputs)
-                target = self._out[first.outputs, second.outputs, third.outputs]
-                decide([channel[box] for channel in logits], low[:, j, k], high[:, j, k], (first, second, third), target)
+
+        def fill(place: tuple[int, int]) -> None:
+            block = first, seconds[place[0]], thirds[place[1]]
+            channels = logits[(slice(None), slice(None), *(axis.inputs for axis in block[1:]))]
+            target = self._out[tuple(axis.outputs for axis in block)]
+            decide(channels, low[(slice(None), *place)], high[(slice(None), *place)], block, target)
+
+        each_on_threads(fill, list(itertools.product(range(len(seconds)), range(len(thirds)))), self._threads)
         return True
 
     def _has_machine_code(self) -> bool:
@@ -88,7 +92,7 @@ class BlockwiseLabels:
         BlockwiseLabels._interpolated += per_plane * (planes_to_do if is_worth_compiling else planes)
 
     def _largest(
-        self, channels: Sequence[np.ndarray], low: np.ndarray, high: np.ndarray, block: Sequence[AxisBlock], target: np.ndarray
+        self, channels: np.ndarray, low: np.ndarray, high: np.ndarray, block: Sequence[AxisBlock], target: np.ndarray
     ) -> None:
         """Index of the largest channel; of equal ones the first."""
         candidates = np.flatnonzero(high >= low.max())
@@ -96,11 +100,12 @@ class BlockwiseLabels:
             target[...] = candidates[0]
             return
         target[...] = index_of_largest(
-            ((index, resampled_logits(channels[index], self._resampling, block)) for index in candidates), target.dtype
+            ((index, resampled_logits(channels[index], self._resampling, block, self._workspace)) for index in candidates),
+            target.dtype,
         )
 
     def _regions(
-        self, channels: Sequence[np.ndarray], low: np.ndarray, high: np.ndarray, block: Sequence[AxisBlock], target: np.ndarray
+        self, channels: np.ndarray, low: np.ndarray, high: np.ndarray, block: Sequence[AxisBlock], target: np.ndarray
     ) -> None:
         """Regions painted one over the other, in the order that dataset.json asks for."""
         labels = np.zeros(target.shape, dtype=np.uint16)
@@ -108,9 +113,8 @@ class BlockwiseLabels:
             if least >= SURELY_INSIDE:
                 labels[...] = label
             elif most > SURELY_OUTSIDE:
-                probability = self._label_manager.apply_inference_nonlin(resampled_logits(channel, self._resampling, block)[None])[
-                    0
-                ].numpy()
+                resampled = resampled_logits(channel, self._resampling, block, self._workspace)
+                probability = self._label_manager.apply_inference_nonlin(resampled[None])[0].numpy()
                 labels[probability > REGION_THRESHOLD] = label
         target[...] = labels
 
@@ -130,11 +134,12 @@ class BlockwiseProbabilities:
         self._resampling = resampling
         self._label_manager = label_manager
         self._labels = labels
+        self._workspace = Workspace()
 
     def fill(self, out: np.ndarray) -> None:
         """Fill ``(heads, *new shape)`` float32 and the labels."""
         for block, box in self._blocks():
-            resampled = np.stack([self._resampled(channel, block) for channel in self._logits])
+            resampled = self._all_resampled(block)
             probabilities = out[(slice(None), *box)] = self._label_manager.apply_inference_nonlin(resampled).numpy()
             if self._label_manager.has_regions:
                 self._labels[box] = self._label_manager.convert_probabilities_to_segmentation(probabilities)
@@ -157,7 +162,7 @@ class BlockwiseProbabilities:
             return
         largest, total = (np.empty(self._labels.shape, dtype=np.float32) for _ in range(2))
         for block, box in self._blocks():
-            resampled = np.stack([self._resampled(channel, block) for channel in self._logits])
+            resampled = self._all_resampled(block)
             largest[box] = resampled.max(axis=0)
             resampled -= largest[box]
             total[box] = np.exp(resampled, out=resampled).sum(axis=0)
@@ -174,8 +179,17 @@ class BlockwiseProbabilities:
         for block in itertools.product(*self._resampling.blocks):
             yield block, tuple(axis.outputs for axis in block)
 
+    def _all_resampled(self, block: Sequence[AxisBlock]) -> np.ndarray:
+        """Every channel of a block, until the next block."""
+        shape = [axis.outputs.stop - axis.outputs.start for axis in block]
+        resampled = self._workspace.array("channels", (len(self._logits), *shape), np.float32)
+        for target, channel in zip(resampled, self._logits, strict=True):
+            target[...] = self._resampled(channel, block)
+        return resampled
+
     def _resampled(self, channel: np.ndarray, block: Sequence[AxisBlock]) -> np.ndarray:
-        return resampled_logits(channel[tuple(axis.inputs for axis in block)], self._resampling, block)
+        """One channel of a block, until the next one."""
+        return resampled_logits(channel[tuple(axis.inputs for axis in block)], self._resampling, block, self._workspace)
 
 
 def fill_labels(
@@ -186,9 +200,14 @@ def fill_labels(
     return all(labels.add_row(row, logits[:, block.inputs]) for row, block in enumerate(resampling.blocks[0]))
 
 
-def resampled_logits(values: np.ndarray, resampling: BlockwiseResampling, block: Sequence[AxisBlock]) -> np.ndarray:
+def resampled_logits(values: np.ndarray, resampling: BlockwiseResampling, block: Sequence[AxisBlock], workspace: Workspace) -> np.ndarray:
     """A channel of a block, rounded like the logits, because that makes ties; as float32, because numpy compares float16 slowly."""
-    return resampling.resample(values, block).astype(values.dtype).astype(np.float32, copy=False)
+    resampled = resampling.resample(values, block, workspace)
+    for dtype in dict.fromkeys((values.dtype, np.dtype(np.float32))):
+        rounded = workspace.array(f"as {dtype}", resampled.shape, dtype)
+        np.copyto(rounded, resampled, casting="same_kind")
+        resampled = rounded
+    return resampled
 
 
 def index_of_largest(channels: Iterable[tuple[int, np.ndarray]], dtype: np.dtype | type) -> np.ndarray:
@@ -202,7 +221,7 @@ def index_of_largest(channels: Iterable[tuple[int, np.ndarray]], dtype: np.dtype
     for index, channel in channels:
         for part in parts:
             values = channel[part].astype(np.float32, copy=False)  # numpy compares float16 slowly
-            np.copyto(labels[part], labels.dtype.type(index), where=values > best[part])
+            np.putmask(labels[part], values > best[part], index)  # faster than copyto with a mask
             np.maximum(best[part], values, out=best[part])
     return labels
 

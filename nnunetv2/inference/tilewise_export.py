@@ -59,9 +59,9 @@ class TilewiseLabels:
             target = out[first.block.outputs, second.block.outputs, third.block.outputs]
             self._fill((first, second, third), logits, low[box], high[box], target)
 
-        if not all(_each(find_ranges, range(len(logits)), threads)):
+        if not all(each_on_threads(find_ranges, range(len(logits)), threads)):
             return False
-        _each(fill, [(*second, *third) for second in _with_tiles(seconds) for third in _with_tiles(thirds)], threads)
+        each_on_threads(fill, [(*second, *third) for second in _with_tiles(seconds) for third in _with_tiles(thirds)], threads)
         return True
 
     def _fill(self, block: Sequence[_Axis], logits: np.ndarray, low: np.ndarray, high: np.ndarray, target: np.ndarray) -> None:
@@ -147,7 +147,7 @@ def _flat(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return as_strided(values, (length,), (size,)), np.array(steps[:-1], dtype=np.uint64)
 
 
-def _each(function: Callable[[Any], Any], items: Iterable[Any], threads: int) -> list[Any]:
+def each_on_threads(function: Callable[[Any], Any], items: Iterable[Any], threads: int) -> list[Any]:
     """What a function makes of items, in their order."""
     if threads == 1:
         return [function(item) for item in items]

@@ -69,10 +69,18 @@ def filled(logits: np.ndarray, resampling: BlockwiseResampling, threads: int = 1
     return inside
 
 
-def filled_by_numpy(logits: np.ndarray, resampling: BlockwiseResampling) -> np.ndarray:
+def filled_by_numpy(logits: np.ndarray, resampling: BlockwiseResampling, threads: int = 1) -> np.ndarray:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blockwise_export, "WORTH_COMPILING", NEVER)
-        return filled(logits, resampling)
+        return filled(logits, resampling, threads)
+
+
+@pytest.mark.parametrize("kind", ["noise", "structures"])
+def test_threads_share_rows_without_machine_code(kind: str) -> None:
+    resampling = blockwise_resampling((50, 70, 90), (76, 144, 192), (1.5, 2, 2), (1, 1, 1), order=1)
+    assert np.prod([len(axis) for axis in resampling.blocks[1:]]) == 12  # in a row
+    logits = some_logits(kind, (50, 70, 90))
+    np.testing.assert_array_equal(filled_by_numpy(logits, resampling, threads=4), filled_by_numpy(logits, resampling))
 
 
 @pytest.mark.usefixtures("by_machine_code")

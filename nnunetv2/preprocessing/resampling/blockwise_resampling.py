@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +25,21 @@ CONVEX_ORDERS = (0, 1)
 OUTPUTS_PER_BLOCK = 48  # per axis: a block of float64 takes 0.9 MiB, which a core's own cache holds
 
 
+class Workspace(threading.local):
+    """Arrays that are written again and again, each thread's its own: of fresh memory the first use takes longer than the arithmetic."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[str, np.ndarray] = {}
+
+    def array(self, name: str, shape: Sequence[int], dtype: np.dtype | type = np.float64) -> np.ndarray:
+        """A contiguous array with any content; its memory is that of earlier ones of this name, which have the same type."""
+        size = math.prod(shape)
+        found = self._arrays.get(name)
+        if found is None or found.size < size:
+            found = self._arrays[name] = np.empty(size, dtype=dtype)
+        return found[:size].reshape(shape)
+
+
 @dataclass(frozen=True)
 class AxisBlock:
     """Some outputs of one axis and the inputs that they are computed from; positions count from the first of these."""
@@ -33,17 +50,20 @@ class AxisBlock:
     upper: np.ndarray | None = None  # of the one above; None where the nearest is taken
     weights: tuple[np.ndarray, np.ndarray] | None = None  # of the two
 
-    def resize(self, values: np.ndarray, axis: int) -> np.ndarray:
-        """The outputs of float64 inputs ``(X, Y, Z)`` along one axis."""
+    def resize(self, values: np.ndarray, axis: int, workspace: Workspace) -> np.ndarray:
+        """The outputs of float64 inputs ``(X, Y, Z)`` along one axis, in an array of the workspace; the inputs where the axis keeps its size."""
         if self.lower is None:
             return values
-        result = values.take(self.lower, axis)
+        shape = [*values.shape[:axis], len(self.lower), *values.shape[axis + 1 :]]
+        result = workspace.array(f"axis {axis}", shape)
+        values.take(self.lower, axis, out=result, mode="clip")  # all are inside; other modes write to fresh memory first
         if self.upper is None:
             return result
         lower_weight, upper_weight = (weight.reshape([-1 if a == axis else 1 for a in range(3)]) for weight in self.weights)
         # No matrix product: so small ones would start a library's threads, beside a network that uses them all.
         result *= lower_weight
-        upper = values.take(self.upper, axis)
+        upper = workspace.array("upper", shape)
+        values.take(self.upper, axis, out=upper, mode="clip")
         upper *= upper_weight
         result += upper
         return result
@@ -61,20 +81,22 @@ class BlockwiseResampling:
         """Voxels of the result by axis."""
         return tuple(blocks[-1].outputs.stop for blocks in self.blocks)
 
-    def resample(self, values: np.ndarray, block: Sequence[AxisBlock]) -> np.ndarray:
+    def resample(self, values: np.ndarray, block: Sequence[AxisBlock], workspace: Workspace) -> np.ndarray:
         """One block of the result.
 
         Args:
             values: What the block reads, ``(X, Y, Z)``; finite.
             block: One entry for each axis.
+            workspace: Of whose arrays the result is one: it holds until the next call.
 
         Returns:
             float64.
         """
-        values = values.astype(np.float64)
+        inputs = workspace.array("inputs", values.shape)
+        np.copyto(inputs, values)
         for axis in self.axes:
-            values = block[axis].resize(values, axis)
-        return values
+            inputs = block[axis].resize(inputs, axis, workspace)
+        return inputs
 
 
 def blockwise_resampling(
