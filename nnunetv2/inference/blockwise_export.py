@@ -9,6 +9,7 @@ is installed, machine code does it (:mod:`tilewise_export`), otherwise numpy.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -18,6 +19,8 @@ from nnunetv2.preprocessing.resampling.blockwise_resampling import AxisBlock, Bl
 from nnunetv2.utilities.label_handling.label_handling import REGION_THRESHOLD, LabelManager
 
 VOXELS_AT_ONCE = 1 << 16  # labels and values of so many stay in the cache of a core from one step to the next
+# So few values of a row are interpolated faster than it is found out which of them need not be.
+FEW_VALUES = 1 << 14
 # Sigmoid, also in float32: not above 0.5 for a logit of 0, and well above it for a logit of 1.
 SURELY_OUTSIDE, SURELY_INSIDE = 0.0, 1.0
 # Interpolated values from which machine code is loaded: numpy takes some seconds for them and a little memory, loading half a second and 110 MB.
@@ -57,13 +60,18 @@ class BlockwiseLabels:
         if self._has_machine_code():
             return self._compiled.fill_row(row, logits, self._out, self._threads)
         first, seconds, thirds = self._resampling.blocks[0][row], *self._resampling.blocks[1:]
-        low, high = _ranges(logits, seconds, thirds)
-        if not (np.isfinite(low).all() and np.isfinite(high).all()):
-            return False
-        if not self._label_manager.has_regions:
-            self._count(row, low, high)
-        if self._has_machine_code():
-            return self._compiled.fill_row(row, logits, self._out, self._threads)
+        if len(logits) * (first.outputs.stop - first.outputs.start) * math.prod(self._out.shape[1:]) <= FEW_VALUES:
+            if not np.isfinite(logits).all():
+                return False
+            low, high = (np.full((len(logits), len(seconds), len(thirds)), value, dtype=np.float32) for value in (-np.inf, np.inf))
+        else:
+            low, high = _ranges(logits, seconds, thirds)
+            if not (np.isfinite(low).all() and np.isfinite(high).all()):
+                return False
+            if not self._label_manager.has_regions:
+                self._count(row, low, high)
+            if self._has_machine_code():
+                return self._compiled.fill_row(row, logits, self._out, self._threads)
         decide = self._regions if self._label_manager.has_regions else self._largest
 
         def fill(place: tuple[int, int]) -> None:
@@ -202,6 +210,8 @@ def fill_labels(
 
 def resampled_logits(values: np.ndarray, resampling: BlockwiseResampling, block: Sequence[AxisBlock], workspace: Workspace) -> np.ndarray:
     """A channel of a block, rounded like the logits, because that makes ties; as float32, because numpy compares float16 slowly."""
+    if resampling.keeps_all:
+        return values.astype(np.float32, copy=False)
     resampled = resampling.resample(values, block, workspace)
     for dtype in dict.fromkeys((values.dtype, np.dtype(np.float32))):
         rounded = workspace.array(f"as {dtype}", resampled.shape, dtype)

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from torch import nn
 from tqdm import tqdm
 
@@ -74,6 +73,7 @@ from nnunetv2.inference.sliding_window_prediction import (
     grouped_tiles,
     half_accumulation_requested,
     mirror_combinations,
+    padded_to_tile,
     tile_slicers,
 )
 from nnunetv2.inference.trained_model import JOINT_HEADS, load_trained_model
@@ -992,7 +992,7 @@ class nnUNetPredictor:
         """Where the classes that were decided on were seen, averaged over the folds: ``(X, Y, Z)`` by task, on the CPU."""
         joint = self._joint_network()
         tasks = self.classification_tasks
-        padded, inside = pad_nd_image(data, self.configuration_manager.patch_size, "constant", {"value": 0}, True)
+        padded, inside = padded_to_tile(data, self.configuration_manager.patch_size)
         slicers = self._internal_get_sliding_window_slicers(tuple(padded.shape[1:]))
         tile_weights = self._tile_weights(torch.float32, torch.device("cpu"))
         chosen = {name: int(np.argmax(classes[name])) for name in tasks}
@@ -1102,7 +1102,7 @@ class nnUNetPredictor:
         self._prepare_network()
         empty_cache(self.device)
         with torch.autocast("cuda") if self.device.type == "cuda" else nullcontext():
-            padded, inside = pad_nd_image(image, self.configuration_manager.patch_size, "constant", {"value": 0}, True)
+            padded, inside = padded_to_tile(image, self.configuration_manager.patch_size)
             slicers = self._internal_get_sliding_window_slicers(tuple(padded.shape[1:]))
             if not with_segmentation:
                 self._classify_tiles(padded, slicers, classification)
@@ -1175,7 +1175,10 @@ class nnUNetPredictor:
 
     def _with_progress(self, groups: Sequence[list]) -> Iterator[list]:
         """Groups of tiles with a progress bar."""
-        with tqdm(total=sum(map(len, groups)), desc="tiles", leave=False, disable=not self.allow_tqdm) as progress:
+        if not self.allow_tqdm:  # also a bar that is not shown takes its time, which counts for small images
+            yield from groups
+            return
+        with tqdm(total=sum(map(len, groups)), desc="tiles", leave=False) as progress:
             for group in groups:
                 yield group
                 progress.update(len(group))

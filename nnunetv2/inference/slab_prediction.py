@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from tqdm import tqdm
 
 from nnunetv2.inference.blockwise_export import BlockwiseLabels
 from nnunetv2.inference.case_classification import CaseClassification, mean_of_folds
 from nnunetv2.inference.export_prediction import empty_segmentation, label_dtype, resampling_by_blocks
-from nnunetv2.inference.sliding_window_prediction import NOT_FINITE, TileAccumulator
+from nnunetv2.inference.sliding_window_prediction import NOT_FINITE, TileAccumulator, padded_to_tile
 
 if TYPE_CHECKING:
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
@@ -245,9 +244,10 @@ def predict_in_slabs(
     Raises:
         RuntimeError: If the network predicts something that is not a finite number.
     """
-    if data.ndim != 4:
+    patch_size = predictor.configuration_manager.patch_size
+    if data.ndim != 4 or data.shape[1] <= (patch_size[0] if len(patch_size) == 3 else 1):  # the first tiles see all rows
         return None
-    padded, inside = pad_nd_image(data, predictor.configuration_manager.patch_size, "constant", {"value": 0}, True)
+    padded, inside = padded_to_tile(data, patch_size)
     labels = slab_labels(predictor, data, padded, inside, properties)
     if labels is None:
         return None

@@ -10,6 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from scipy.ndimage import gaussian_filter
 
 # Weight of a tile's centre. The reference implementation's value: with it the rim of a large tile stays above zero in float16.
@@ -55,6 +56,13 @@ def compute_gaussian(
     result = torch.from_numpy(weights).to(device=device, dtype=dtype)
     result[result == 0] = result[result != 0].min()
     return result
+
+
+def padded_to_tile(image: torch.Tensor, tile_size: Sequence[int]) -> tuple[torch.Tensor, tuple[slice, ...]]:
+    """An image ``(C, X, Y, Z)`` with zeros around it where it is smaller than a tile, and where the image lies in that, by axis of both."""
+    if all(have >= need for have, need in zip(image.shape[-len(tile_size) :], tile_size, strict=True)):
+        return image, tuple(slice(0, size) for size in image.shape)
+    return pad_nd_image(image, tile_size, "constant", {"value": 0}, True)
 
 
 def compute_steps_for_sliding_window(image_size: Sequence[int], tile_size: Sequence[int], tile_step_size: float) -> list[list[int]]:

@@ -116,6 +116,7 @@ GRIDS = {
     "separate first axis": ((9, 40, 33), (52, 60, 50), [6.0, 1.0, 1.0], [1.0, 0.7, 0.7], {"order": 1, "order_z": 0}),
     "separate last axis, linear": ((30, 22, 9), (60, 30, 50), [1.0, 1.0, 5.0], [0.5, 0.8, 1.0], {"order": 1, "order_z": 1}),
     "nearest": ((20, 20, 20), (50, 31, 17), [1.0, 1.0, 1.0], [0.4, 0.7, 1.2], {"order": 0}),
+    "few values": ((6, 7, 8), (9, 10, 12), [1.5, 1.5, 1.5], [1.0, 1.1, 1.0], {"order": 1}),
 }
 
 
@@ -198,7 +199,7 @@ def test_blocks_equal_the_whole_image(grid, manager, dtype, tmp_path) -> None:
 
 def test_channels_that_cannot_win_are_not_interpolated(monkeypatch) -> None:
     manager = LabelManager({"background": 0, **{f"l{index}": index for index in range(1, 9)}}, None)
-    logits = np.full((9, 12, 13, 12), -20, np.float32)
+    logits = np.full((9, 9, 10, 18), -20, np.float32)
     logits[0] = 0
     logits[3, 5:, 4:] = 5
     interpolated = []
@@ -238,6 +239,18 @@ def test_logits_that_are_no_numbers_go_through_the_library(return_probabilities)
     logits[2] = -np.inf
     result = export(logits, properties, manager, return_probabilities)
     assert set(np.unique(result[0] if return_probabilities else result)) <= {0, 1, 2}
+
+
+@pytest.mark.parametrize("grid", ["coarser", "few values"])
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_rows_with_logits_that_are_no_finite_numbers_are_left_to_others(number: float, grid: str) -> None:
+    shape, new_shape, spacing, new_spacing, resampling = GRIDS[grid]
+    logits = np.zeros((3, *shape), np.float32)
+    in_blocks = blockwise_resampling(shape, new_shape, spacing, new_spacing, **resampling)
+    manager, labels = LabelManager(dataset_json()["labels"], None), np.empty(new_shape, np.uint8)
+    assert fill_labels(logits, in_blocks, manager, labels)
+    logits[1, 5, 2, 7] = number
+    assert not fill_labels(logits, in_blocks, manager, labels)
 
 
 @pytest.mark.parametrize("resampling", [{"order": 3}, {"order": 1, "force_separate_z": True, "order_z": 3}])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
@@ -226,8 +227,6 @@ class DefaultPreprocessor:
         foreground_intensity_properties_per_channel: dict[str, dict[str, float]],
     ) -> np.ndarray:
         """Normalize every channel by its scheme, in place."""
-        import nnunetv2.preprocessing.normalization as package
-
         schemes = configuration_manager.normalization_schemes
         if len(schemes) != len(data):
             raise ValueError(
@@ -235,10 +234,7 @@ class DefaultPreprocessor:
                 "Every case needs one file for each channel of dataset.json; plan again if dataset.json changed."
             )
         for channel, name in enumerate(schemes):
-            scheme = recursive_find_python_class(package.__path__[0], name, package.__name__)
-            if scheme is None:
-                raise RuntimeError(f"The plans name the normalization {name!r}, which no module of {package.__name__} defines.")
-            normalizer = scheme(
+            normalizer = _normalization_scheme(name)(
                 use_mask_for_norm=configuration_manager.use_mask_for_norm[channel],
                 intensityproperties=foreground_intensity_properties_per_channel[str(channel)],
             )
@@ -306,6 +302,21 @@ class DefaultPreprocessor:
     ) -> np.ndarray:
         """Hook of subclasses: the resampled segmentation as it will be stored."""
         return seg
+
+
+@functools.cache
+def _normalization_scheme(name: str) -> type:
+    """A class by its name in plans; searched once, which takes as long as preprocessing a small image.
+
+    Raises:
+        RuntimeError: If there is none.
+    """
+    import nnunetv2.preprocessing.normalization as package
+
+    scheme = recursive_find_python_class(package.__path__[0], name, package.__name__)
+    if scheme is None:
+        raise RuntimeError(f"The plans name the normalization {name!r}, which no module of {package.__name__} defines.")
+    return scheme
 
 
 def _run_one_of_several(preprocessor: DefaultPreprocessor, num_processes: int, record: CaseRecord, *case: Any) -> None:

@@ -81,6 +81,11 @@ class BlockwiseResampling:
         """Voxels of the result by axis."""
         return tuple(blocks[-1].outputs.stop for blocks in self.blocks)
 
+    @property
+    def keeps_all(self) -> bool:
+        """Whether the result is the input."""
+        return all(blocks[0].lower is None for blocks in self.blocks)
+
     def resample(self, values: np.ndarray, block: Sequence[AxisBlock], workspace: Workspace) -> np.ndarray:
         """One block of the result.
 
