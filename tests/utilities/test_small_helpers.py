@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from nnunetv2.run.processes import cleanup_ddp, find_free_network_port, setup_ddp
 from nnunetv2.utilities.collate_outputs import collate_outputs
 from nnunetv2.utilities.ddp_allgather import AllGatherGrad
 from nnunetv2.utilities.helpers import dummy_context, empty_cache, softmax_helper_dim0, softmax_helper_dim1
@@ -59,19 +59,16 @@ def test_convolutions_get_zero_biases_and_scaled_weights() -> None:
 def _gather(rank: int, port: int, folder: str) -> None:
     """One of two processes: gathers its value and writes what it got and its gradient."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    setup_ddp(rank, 2)
     value = torch.tensor([1.0 + rank, 5.0], requires_grad=True)
     gathered = AllGatherGrad.apply(value)
     (gathered.sum(0) ** 2).sum().backward()
     np.save(os.path.join(folder, f"{rank}.npy"), np.stack([*gathered.detach().numpy(), value.grad.numpy()]))
-    torch.distributed.destroy_process_group()
+    cleanup_ddp()
 
 
 def test_gathered_values_are_stacked_and_gradients_summed_over_processes(tmp_path: object) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_gather, args=(port, str(tmp_path)), nprocs=2)
+    torch.multiprocessing.spawn(_gather, args=(find_free_network_port(), str(tmp_path)), nprocs=2)
     for rank in (0, 1):
         first, second, gradient = np.load(os.path.join(str(tmp_path), f"{rank}.npy"))
         assert (first.tolist(), second.tolist()) == ([1, 5], [2, 5])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
+from nnunetv2.run.processes import cleanup_ddp, setup_ddp
 from nnunetv2.training.loss.classification import ClassificationLoss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.utilities.label_handling.classification_labels import ClassificationTask
@@ -33,9 +36,10 @@ def data() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     return probabilities, labels, torch.randn(4, 3, generator=generator), CLASS_TARGETS
 
 
-def run_process(rank: int, folder: str) -> None:
+def run_process(rank: int, port: int, folder: str) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    setup_ddp(rank, 2)
     half = slice(2 * rank, 2 * rank + 2)
     torch.save(gradients(*(values[half] for values in data())), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    cleanup_ddp()
