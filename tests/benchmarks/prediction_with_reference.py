@@ -12,7 +12,7 @@ smaller. CPU seconds count all threads and child processes and hardly depend on 
     probabilities  the same with --save_probabilities
     predict      images to files, the whole command, peak memory of all its processes (proportional set size)
     growth       the same with --few and with --many classes: how much more memory these take
-    calls        small 2D images through predict_single_npy_array and predict_from_list_of_npy_arrays, without the network's own time
+    calls        small 2D images through predict_single_npy_array and predict_from_list_of_npy_arrays, without and with the time in the network
 """
 
 from __future__ import annotations
@@ -130,22 +130,25 @@ if __name__ == '__main__':
     network = get_network_from_plans(configuration.network_arch_class_name, configuration.network_arch_init_kwargs,
         configuration.network_arch_init_kwargs_req_import, 1, labels.num_segmentation_heads, deep_supervision=False).eval()
     p = predictor(network)
+    in_network = 0.0
+    def count(seconds):
+        global in_network
+        in_network += seconds
+    network.register_forward_pre_hook(lambda *_: count(-time.perf_counter()))
+    network.register_forward_hook(lambda *_: count(time.perf_counter()))
     images = [np.random.default_rng(i).normal(size=(1, 1, *setting['shape'])).astype(np.float32) for i in range(setting['number'])]
     properties = [{'spacing': [999.0, 1.0, 1.0]} for _ in images]
     p.predict_single_npy_array(images[0], properties[0])
-    with Stopwatch() as single:
+    in_network = 0.0
+    with Stopwatch() as watch:
         for image, about in zip(images, properties):
             p.predict_single_npy_array(image, about)
-    with Stopwatch() as several:
+    figures = {'single_time': watch.wall - in_network, 'single_with_network': watch.wall}
+    in_network = 0.0
+    with Stopwatch() as watch:
         p.predict_from_list_of_npy_arrays(images, None, properties, None, 1, num_processes_segmentation_export=1)
-    x = torch.zeros(1, 1, *configuration.patch_size)
-    with torch.inference_mode(), Stopwatch() as alone:
-        for _ in range(setting['number'] * 4):  # four mirrored copies of one tile
-            network(x)
-    n = setting['number']
-    seconds = {name: {'cpu': (watch.cpu - alone.cpu) / n, 'time': (watch.wall - alone.wall) / n, 'with_network': watch.wall / n}
-               for name, watch in (('single', single), ('list', several))}
-    report(**{f'{name}_{key}': value for name, values in seconds.items() for key, value in values.items()})
+    figures |= {'list_time': watch.wall - in_network, 'list_with_network': watch.wall}
+    report(**{name: seconds / len(images) for name, seconds in figures.items()})
     os._exit(0)
 """
 
@@ -339,7 +342,7 @@ def compare_calls(comparison: Comparison, args: argparse.Namespace) -> None:
     """Small images, one call each and as a list, without and with the time of the network."""
     content = {"plans": plans(3, [args.image_size] * 2, features=4), "dataset": dataset(3), "number": args.images}
     content["shape"] = [args.image_size] * 2
-    figures = [f"{name}_{key}" for name in ("single", "list") for key in ("time", "cpu", "with_network")]
+    figures = [f"{name}_{key}" for name in ("single", "list") for key in ("time", "with_network")]
     what = f"{args.images} images of {args.image_size}^2"
     comparison.measure("T13", what, lambda side: run(side, CALLS, content, args.threads), figures)
 
