@@ -10,12 +10,15 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import blosc2
 import numpy as np
 
 from nnunetv2.utilities.file_io import atomic_path, save_pickle
+
+# Imported where it is used: the preprocessor of predictions imports this module and stores nothing.
+if TYPE_CHECKING:
+    import blosc2
 
 MAX_BLOCK_BYTES = 128 * 1024  # fits the second-level cache of a core
 MAX_CHUNK_BYTES = 6 * 1024**2  # fits the share of the third-level cache that a core has
@@ -23,9 +26,9 @@ MAX_CHUNK_TO_PATCH_RATIO = 1.5  # larger chunks would be unpacked mostly for not
 
 # nnU-Net 2.8 writes LZ4HC level 5. On images LZ4 level 9 takes a tenth of its time, is read as fast and makes files 5 to
 # 30 % larger. Label maps are tiny either way and LZ4HC halves them. Every file says how it is to be read.
-IMAGE_COMPRESSION = (blosc2.Codec.LZ4, 9)
-LABEL_COMPRESSION = (blosc2.Codec.LZ4HC, 5)
-FILTER_CANDIDATES = (blosc2.Filter.NOFILTER, blosc2.Filter.SHUFFLE)
+IMAGE_COMPRESSION = ("LZ4", 9)  # names as in blosc2.Codec and blosc2.Filter
+LABEL_COMPRESSION = ("LZ4HC", 5)
+FILTER_CANDIDATES = ("NOFILTER", "SHUFFLE")
 BLOCKS_OF_FILTER_SAMPLE = 2  # per axis; enough to tell the filters apart
 
 Shape4D = tuple[int, int, int, int]
@@ -102,8 +105,10 @@ def write_array(
         clevel: Compression level; None: the one that belongs to ``codec``.
         filters: None: whichever of ``FILTER_CANDIDATES`` compresses a sample best.
     """
+    import blosc2
+
     usual_codec, usual_level = IMAGE_COMPRESSION if array.dtype.kind == "f" else LABEL_COMPRESSION
-    codec = usual_codec if codec is None else codec
+    codec = blosc2.Codec[usual_codec] if codec is None else codec
     clevel = usual_level if clevel is None else clevel
     if filters is None:
         filters = select_filter(array, blocks, chunks, codec, clevel)
@@ -159,8 +164,11 @@ def select_filter(
     array: np.ndarray, blocks: Sequence[int] | None, chunks: Sequence[int] | None, codec: blosc2.Codec, clevel: int
 ) -> blosc2.Filter:
     """The filter with which the middle of an array compresses best; no filter if both do equally well."""
+    import blosc2
+
+    candidates = [blosc2.Filter[name] for name in FILTER_CANDIDATES]
     if array.size == 0:
-        return FILTER_CANDIDATES[0]
+        return candidates[0]
     extent = array.shape if chunks is None else tuple(min(c, n) for c, n in zip(chunks, array.shape, strict=True))
     if blocks is not None:
         extent = tuple(min(BLOCKS_OF_FILTER_SAMPLE * b, e) for b, e in zip(blocks, extent, strict=True))
@@ -168,7 +176,7 @@ def select_filter(
     middle = tuple(slice((n - e) // 2, (n - e) // 2 + e) for n, e in zip(array.shape, extent, strict=True))
     sample = np.ascontiguousarray(array[middle])
     sizes = {}
-    for candidate in FILTER_CANDIDATES:
+    for candidate in candidates:
         compressed = blosc2.asarray(sample, chunks=extent, blocks=blocks, cparams=_compression_parameters(codec, clevel, candidate))
         sizes[candidate] = compressed.schunk.cbytes
     return min(sizes, key=sizes.__getitem__)
@@ -187,6 +195,8 @@ def open_array(path: str | os.PathLike[str]) -> blosc2.NDArray:
         FileNotFoundError: If there is no such file.
         RuntimeError: If it is damaged.
     """
+    import blosc2
+
     if not Path(path).is_file():
         raise FileNotFoundError(f"{os.fspath(path)} does not exist. Preprocess again: nnUNetv2_preprocess.")
     # Memory mapping is much faster on network drives; on Windows blosc2 cannot do it reliably.

@@ -26,9 +26,7 @@ from nnunetv2.network_architecture.classification_heads import (
 from nnunetv2.network_architecture.joint_network import JointNetwork
 from nnunetv2.network_architecture.predicted_evidence import PredictedEvidence
 from nnunetv2.training.case_head_fit import add_trees, fit_case_head, inner_folds
-from nnunetv2.training.data_augmentation.default_augmentation import intensity_transforms
 from nnunetv2.training.dataloading.case_sampling import balanced_sampling_probabilities
-from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.random_state import restored_random_state, seed_sample
 from nnunetv2.training.distributed import average_gradients, number_of_processes, of_all_processes, process_rank
 from nnunetv2.training.loss.classification import ClassificationLoss
@@ -176,6 +174,8 @@ def other_intensities(image: Tensor, *position: int) -> Tensor:
 
     Each transform is drawn with its probability, so that about one view in four stays as it is.
     """
+    from nnunetv2.training.data_augmentation.default_augmentation import intensity_transforms  # not for predictions, see nnUNetTrainer
+
     with restored_random_state(), torch.no_grad():
         seed_sample(*position)
         sample = {"image": image.clone()}
@@ -242,23 +242,3 @@ def new_patch_heads(trainer: nnUNetTrainerMultitask) -> dict[str, nn.Module]:
         labels=trainer.dataset_json["labels"],
         seed=trainer.seed + SEED_OFFSET,
     )
-
-
-class EvidenceCentredLoader(nnUNetDataLoader):
-    """A loader whose patches that must show foreground show the evidence of a task, where a case has any."""
-
-    evidence_values: tuple[int, ...] = ()
-
-    def _locations_to_show(self, force_fg, class_locations, overwrite_class, verbose) -> np.ndarray | None:
-        if force_fg and overwrite_class is None:
-            # A key is a label, or the labels of a region.
-            shown = [
-                key
-                for key, locations in class_locations.items()
-                if key != self.annotated_classes_key
-                and len(locations) > 0
-                and set(np.atleast_1d(key).tolist()) <= set(self.evidence_values)
-            ]
-            if shown:
-                overwrite_class = shown[np.random.choice(len(shown))]
-        return super()._locations_to_show(force_fg, class_locations, overwrite_class, verbose)

@@ -20,7 +20,7 @@ from datetime import datetime
 from functools import cached_property
 from os.path import join
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -34,21 +34,13 @@ from nnunetv2.training.checkpointing import (
     rng_state,
     save_checkpoint_file,
 )
-from nnunetv2.training.data_augmentation.adaptive_augmentation import AdaptiveStream
-from nnunetv2.training.data_augmentation.default_augmentation import (
+from nnunetv2.training.data_augmentation.patch_geometry import (
     INITIAL_PATCH_SCALE_RANGE,
     blocked_patch_axes,
-    restrict_axis_swaps,
     restrict_to_flip_insensitive,
     rotation_and_mirroring,
-    training_transforms,
-    validation_transforms,
 )
-from nnunetv2.training.data_augmentation.device_augmentation import VARIABLE, wanted_place
 from nnunetv2.training.dataloading.batch import Batch, as_batch
-from nnunetv2.training.dataloading.batch_stream import BatchStream
-from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader, reason_to_augment_here
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.distributed import (
     batch_share_of_rank,
     device_of_process,
@@ -80,6 +72,12 @@ from nnunetv2.utilities.label_handling.classification_labels import CaseLabels, 
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from nnunetv2.utilities.versions import package_version
+
+# What loads and augments is imported where it is used: a prediction imports this module, and the libraries behind take 65 MB and half a second.
+if TYPE_CHECKING:
+    from nnunetv2.training.dataloading.batch_stream import BatchStream
+    from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 
 GRADIENT_NORM = 12
 LATEST_CHECKPOINT_SECONDS = 10 * 60  # what a run may lose at most when the machine disconnects
@@ -235,7 +233,7 @@ class nnUNetTrainer:
         self.loss = self._build_loss()
         self.classification_loss = self.build_classification_loss()
         self.class_scores = self.build_class_scores()
-        self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
+        self.dataset_class = self.stored_dataset_class()
         self.logger.update_config({"hparas": self.hyper_parameters()})
         self.was_initialized = True
 
@@ -451,6 +449,8 @@ class nnUNetTrainer:
         ignore_label: int | None = None,
     ) -> Any:
         """Augmentation of training patches, then conversion into what the loss needs."""
+        from nnunetv2.training.data_augmentation.default_augmentation import training_transforms
+
         return training_transforms(
             patch_size,
             rotation_for_DA,
@@ -473,6 +473,8 @@ class nnUNetTrainer:
         ignore_label: int | None = None,
     ) -> Any:
         """Conversion of validation patches into what the loss needs."""
+        from nnunetv2.training.data_augmentation.default_augmentation import validation_transforms
+
         return validation_transforms(
             deep_supervision_scales,
             is_cascaded=is_cascaded,
@@ -480,6 +482,12 @@ class nnUNetTrainer:
             regions=regions,
             ignore_label=ignore_label,
         )
+
+    def stored_dataset_class(self) -> type[nnUNetBaseDataset]:
+        """The class that reads the preprocessed cases, by their files."""
+        from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+
+        return infer_dataset_class(self.preprocessed_dataset_folder)
 
     def case_labels(self) -> CaseLabels:
         """Case-level labels of the preprocessed dataset, with no tasks where there is no classification."""
@@ -491,7 +499,7 @@ class nnUNetTrainer:
         ``splits_final.json`` beside the preprocessed data decides and is made if absent. Fold ``all`` trains and validates on every case.
         """
         if self.dataset_class is None:
-            self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
+            self.dataset_class = self.stored_dataset_class()
         identifiers = sorted(self.dataset_class.get_identifiers(self.preprocessed_dataset_folder))
         if self.fold == "all":
             return identifiers, list(identifiers)
@@ -628,13 +636,15 @@ class nnUNetTrainer:
             **targets,
         )
         if blocked:
+            from nnunetv2.training.data_augmentation.default_augmentation import restrict_axis_swaps
+
             restrict_axis_swaps(train_transforms, blocked)
         return initial_patch_size, train_transforms, self.get_validation_transforms(deep_supervision_scales, **targets)
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         """Endless streams of training and validation batches."""
         if self.dataset_class is None:
-            self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
+            self.dataset_class = self.stored_dataset_class()
         self.settle_seed()
         initial_patch_size, train_transforms, val_transforms = self.patches_and_transforms()
         dataset_tr, dataset_val = self.get_tr_and_val_datasets()
@@ -664,6 +674,11 @@ class nnUNetTrainer:
 
     def augmented_somewhere(self, stream: Any) -> Any:
         """The training's batches with images augmented where ``nnUNet_augmentation_device`` says."""
+        from nnunetv2.training.data_augmentation.adaptive_augmentation import AdaptiveStream
+        from nnunetv2.training.data_augmentation.device_augmentation import VARIABLE
+        from nnunetv2.training.dataloading.batch_stream import BatchStream
+        from nnunetv2.training.dataloading.data_loader import reason_to_augment_here
+
         place = self.augmentation_place()
         if place == "cpu":
             return stream
@@ -680,6 +695,8 @@ class nnUNetTrainer:
 
     def augmentation_place(self) -> str:
         """``cpu``, ``cuda`` or ``auto``; see :func:`device_augmentation.wanted_place`."""
+        from nnunetv2.training.data_augmentation.device_augmentation import wanted_place
+
         return wanted_place(self.device)
 
     def sampling_probabilities(self, identifiers: Sequence[str]) -> np.ndarray | None:
@@ -695,10 +712,13 @@ class nnUNetTrainer:
         num_workers: int,
         *,
         seed: int,
-        loader_class: type[nnUNetDataLoader] = nnUNetDataLoader,
+        loader_class: type[nnUNetDataLoader] | None = None,
         **loader_options: Any,
     ) -> BatchStream:
-        """Batches of one dataset, each sample drawn from (seed, epoch, iteration, sample) alone."""
+        """Batches of one dataset, each sample drawn from (seed, epoch, iteration, sample) alone; ``loader_class``: by default nnUNetDataLoader."""
+        from nnunetv2.training.dataloading.batch_stream import BatchStream
+        from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+
         options = {
             "oversample_foreground_percent": self.oversample_foreground_percent,
             "sampling_probabilities": None,
@@ -710,7 +730,7 @@ class nnUNetTrainer:
             **self.place_in_global_batch(),
             **loader_options,
         }
-        loader = loader_class(dataset, self.batch_size, patch_size, self.configuration_manager.patch_size, self.label_manager, **options)
+        loader = (loader_class or nnUNetDataLoader)(dataset, self.batch_size, patch_size, self.configuration_manager.patch_size, self.label_manager, **options)
         return BatchStream(
             loader,
             batches_per_epoch,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from os.path import join
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,7 +24,6 @@ from nnunetv2.network_architecture.classification_heads import (
 )
 from nnunetv2.network_architecture.joint_network import HEADS_PREFIX, JointNetwork
 from nnunetv2.training.checkpointing import load_checkpoint_file
-from nnunetv2.training.dataloading.batch_stream import BatchStream
 from nnunetv2.training.dataloading.case_sampling import balanced_sampling_probabilities, class_weights
 from nnunetv2.training.dataloading.class_targets import evidence_rules
 from nnunetv2.training.distributed import of_first_process
@@ -32,7 +31,6 @@ from nnunetv2.training.head_refit import (
     EVIDENCE_CENTRED_SHARE,
     REFITS,
     SEED_OFFSET,
-    EvidenceCentredLoader,
     new_patch_heads,
     refit_on_cases,
     refit_on_patches,
@@ -46,6 +44,9 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.compilation import unwrapped_network
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.label_handling.classification_labels import classification_tasks, structure_values
+
+if TYPE_CHECKING:
+    from nnunetv2.training.dataloading.batch_stream import BatchStream
 
 EXAMPLE = '{"classification": {"subtype": {"classes": ["benign", "malignant"], "evidence": ["lesion"]}}}'
 
@@ -294,6 +295,8 @@ class nnUNetTrainerMultitask(nnUNetTrainer):
 
     def refit_stream(self) -> BatchStream:
         """Patches for a refit: cases balanced by class, centred on the evidence in two of three samples."""
+        from nnunetv2.training.dataloading.evidence_centred_loader import EvidenceCentredLoader
+
         patch_size, transforms, _ = self.patches_and_transforms()
         dataset, _ = self.get_tr_and_val_datasets()
         stream = self.batch_stream(

@@ -6,13 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from nnunetv2.training.data_augmentation.default_augmentation import (
-    blocked_patch_axes,
-    restrict_to_flip_insensitive,
-    rotation_and_mirroring,
-    training_transforms,
-    validation_transforms,
-)
+from nnunetv2.training.data_augmentation.default_augmentation import training_transforms, validation_transforms
+from nnunetv2.training.data_augmentation.patch_geometry import blocked_patch_axes, restrict_to_flip_insensitive, rotation_and_mirroring
 
 FULL_TURN, SMALL_TURN = np.pi, np.deg2rad(30)
 SCALES_3D = [(1.0, 1.0, 1.0), (0.5, 0.5, 0.5)]

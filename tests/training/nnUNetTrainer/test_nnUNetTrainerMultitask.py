@@ -444,6 +444,15 @@ def test_pretrained_weights_of_another_architecture_are_refused(tiny_training: F
     assert same(before, weights(other))
 
 
+def test_what_a_prediction_needs_of_a_trainer_loads_little() -> None:
+    code = (
+        "import sys\nimport nnunetv2.inference.predict_from_raw_data\n"
+        "import nnunetv2.preprocessing.preprocessors.default_preprocessor\nimport nnunetv2.training.nnUNetTrainer.nnUNetTrainerMultitask\n"
+        "print([name for name in ('pandas', 'blosc2', 'skimage', 'cc3d') if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip() == "[]"
+
+
 def test_a_training_loads_neither_readers_of_images_nor_the_compiler_before_it_uses_them() -> None:
     code = (
         "import sys\nimport nnunetv2.training.nnUNetTrainer.nnUNetTrainerMultitask\n"

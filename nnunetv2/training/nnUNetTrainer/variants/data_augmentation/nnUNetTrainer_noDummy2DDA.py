@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
-from nnunetv2.training.data_augmentation.default_augmentation import INITIAL_PATCH_SCALE_RANGE
+from nnunetv2.training.data_augmentation.patch_geometry import INITIAL_PATCH_SCALE_RANGE
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 ROTATION_3D = np.deg2rad(30.0)  # what nnU-Net uses for patches that are not anisotropic
