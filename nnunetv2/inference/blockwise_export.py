@@ -11,12 +11,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
-from nnunetv2.inference.tilewise_export import TilewiseLabels, compiled_labels, each_on_threads
+from nnunetv2.inference.tilewise_export import TilewiseLabels, compiled_labels
 from nnunetv2.preprocessing.resampling.blockwise_resampling import AxisBlock, BlockwiseResampling, Workspace
 from nnunetv2.utilities.label_handling.label_handling import REGION_THRESHOLD, LabelManager
+from nnunetv2.utilities.threads import each_on_threads
 
 VOXELS_AT_ONCE = 1 << 16  # labels and values of so many stay in the cache of a core from one step to the next
 # So few values of a row are interpolated faster than it is found out which of them need not be.
@@ -43,8 +45,8 @@ class BlockwiseLabels:
         self._resampling = resampling
         self._label_manager = label_manager
         self._out = out
-        self._threads = threads
-        self._workspace = Workspace()
+        self._threads = 1 if label_manager.has_regions else threads  # the sigmoid of regions has torch's threads
+        self._workspaces: list[Workspace] = []  # that no thread uses at present
         self._compiled: TilewiseLabels | None = None
 
     def add_row(self, row: int, logits: np.ndarray) -> bool:
@@ -78,10 +80,21 @@ class BlockwiseLabels:
             block = first, seconds[place[0]], thirds[place[1]]
             channels = logits[(slice(None), slice(None), *(axis.inputs for axis in block[1:]))]
             target = self._out[tuple(axis.outputs for axis in block)]
-            decide(channels, low[(slice(None), *place)], high[(slice(None), *place)], block, target)
+            with self._workspace() as workspace:
+                decide(channels, low[(slice(None), *place)], high[(slice(None), *place)], block, target, workspace)
 
-        each_on_threads(fill, list(itertools.product(range(len(seconds)), range(len(thirds)))), self._threads)
+        each_on_threads(fill, itertools.product(range(len(seconds)), range(len(thirds))), self._threads)
         return True
+
+    @contextmanager
+    def _workspace(self) -> Iterator[Workspace]:
+        """One for this thread, for a while."""
+        try:
+            workspace = self._workspaces.pop()
+        except IndexError:
+            workspace = Workspace()
+        yield workspace
+        self._workspaces.append(workspace)
 
     def _has_machine_code(self) -> bool:
         """Whether machine code fills the rows: for the largest channel, once so much was to do that loading it pays."""
@@ -100,7 +113,13 @@ class BlockwiseLabels:
         BlockwiseLabels._interpolated += per_plane * (planes_to_do if is_worth_compiling else planes)
 
     def _largest(
-        self, channels: np.ndarray, low: np.ndarray, high: np.ndarray, block: Sequence[AxisBlock], target: np.ndarray
+        self,
+        channels: np.ndarray,
+        low: np.ndarray,
+        high: np.ndarray,
+        block: Sequence[AxisBlock],
+        target: np.ndarray,
+        workspace: Workspace,
     ) -> None:
         """Index of the largest channel; of equal ones the first."""
         candidates = np.flatnonzero(high >= low.max())
@@ -108,12 +127,18 @@ class BlockwiseLabels:
             target[...] = candidates[0]
             return
         target[...] = index_of_largest(
-            ((index, resampled_logits(channels[index], self._resampling, block, self._workspace)) for index in candidates),
+            ((index, resampled_logits(channels[index], self._resampling, block, workspace)) for index in candidates),
             target.dtype,
         )
 
     def _regions(
-        self, channels: np.ndarray, low: np.ndarray, high: np.ndarray, block: Sequence[AxisBlock], target: np.ndarray
+        self,
+        channels: np.ndarray,
+        low: np.ndarray,
+        high: np.ndarray,
+        block: Sequence[AxisBlock],
+        target: np.ndarray,
+        workspace: Workspace,
     ) -> None:
         """Regions painted one over the other, in the order that dataset.json asks for."""
         labels = np.zeros(target.shape, dtype=np.uint16)
@@ -121,7 +146,7 @@ class BlockwiseLabels:
             if least >= SURELY_INSIDE:
                 labels[...] = label
             elif most > SURELY_OUTSIDE:
-                resampled = resampled_logits(channel, self._resampling, block, self._workspace)
+                resampled = resampled_logits(channel, self._resampling, block, workspace)
                 probability = self._label_manager.apply_inference_nonlin(resampled[None])[0].numpy()
                 labels[probability > REGION_THRESHOLD] = label
         target[...] = labels
@@ -178,7 +203,7 @@ class BlockwiseProbabilities:
         for index, channel in enumerate(self._logits):
             for block, box in self._blocks():
                 values[box] = np.exp(self._resampled(channel, block) - largest[box]) / total[box]
-                np.copyto(self._labels[box], self._labels.dtype.type(index), where=values[box] > best[box])
+                np.putmask(self._labels[box], values[box] > best[box], index)
                 np.maximum(best[box], values[box], out=best[box])
             yield values
 
@@ -211,9 +236,10 @@ def fill_labels(
 def resampled_logits(values: np.ndarray, resampling: BlockwiseResampling, block: Sequence[AxisBlock], workspace: Workspace) -> np.ndarray:
     """A channel of a block, rounded like the logits, because that makes ties; as float32, because numpy compares float16 slowly."""
     if resampling.keeps_all:
-        return values.astype(np.float32, copy=False)
-    resampled = resampling.resample(values, block, workspace)
-    for dtype in dict.fromkeys((values.dtype, np.dtype(np.float32))):
+        resampled, steps = values, [np.dtype(np.float32)]
+    else:
+        resampled, steps = resampling.resample(values, block, workspace), dict.fromkeys((values.dtype, np.dtype(np.float32)))
+    for dtype in steps:
         rounded = workspace.array(f"as {dtype}", resampled.shape, dtype)
         np.copyto(rounded, resampled, casting="same_kind")
         resampled = rounded

@@ -281,7 +281,7 @@ def slab_labels(
     """Empty sums and labels; None where slabs are not possible or save no memory."""
     shape, depth = tuple(data.shape[1:]), padded.shape[1]
     tiles = tiles_by_slab(predictor._internal_get_sliding_window_slicers(tuple(padded.shape[1:])))
-    if tiles is None or depth != shape[0]:  # no image that was padded along the first axis is deeper than a tile
+    if tiles is None:
         return None
     managers = predictor.plans_manager, predictor.configuration_manager, predictor.label_manager
     stops = [_rows(slab[0]).start for slab in tiles[1:]]

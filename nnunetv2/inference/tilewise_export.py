@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from nnunetv2.preprocessing.resampling.blockwise_resampling import AxisBlock, BlockwiseResampling
 from nnunetv2.utilities.machine_code import machine_code
+from nnunetv2.utilities.threads import each_on_threads
 
 # Voxels of a tile by axis. Few along the first two, so that few channels can win; more along the last, over which vector instructions go.
 TILE = (16, 16, 48)
 KEPT, NEAREST, LINEAR = 0, 1, 2  # as in compiled_export
-MOST_THREADS = 8  # that of a block's time which holds Python's lock keeps more from being of use
 
 
 class TilewiseLabels:
@@ -145,11 +143,3 @@ def _flat(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     steps = [stride // size for stride in values.strides]
     length = 1 + sum((number - 1) * step for number, step in zip(values.shape, steps, strict=True))
     return as_strided(values, (length,), (size,)), np.array(steps[:-1], dtype=np.uint64)
-
-
-def each_on_threads(function: Callable[[Any], Any], items: Iterable[Any], threads: int) -> list[Any]:
-    """What a function makes of items, in their order."""
-    if threads == 1:
-        return [function(item) for item in items]
-    with ThreadPoolExecutor(min(threads, MOST_THREADS)) as pool:
-        return list(pool.map(function, items))

@@ -199,6 +199,7 @@ def test_blocks_equal_the_whole_image(grid, manager, dtype, tmp_path) -> None:
 
 def test_channels_that_cannot_win_are_not_interpolated(monkeypatch) -> None:
     manager = LabelManager({"background": 0, **{f"l{index}": index for index in range(1, 9)}}, None)
+    monkeypatch.setattr(blockwise_export, "FEW_VALUES", 0)
     logits = np.full((9, 9, 10, 18), -20, np.float32)
     logits[0] = 0
     logits[3, 5:, 4:] = 5
@@ -239,6 +240,36 @@ def test_logits_that_are_no_numbers_go_through_the_library(return_probabilities)
     logits[2] = -np.inf
     result = export(logits, properties, manager, return_probabilities)
     assert set(np.unique(result[0] if return_probabilities else result)) <= {0, 1, 2}
+
+
+def test_of_few_values_it_is_not_searched_which_can_win(monkeypatch) -> None:
+    shape, new_shape, spacing, new_spacing, resampling = GRIDS["few values"]
+    logits = np.random.default_rng(0).normal(size=(3, *shape)).astype(np.float32)
+    in_blocks = blockwise_resampling(shape, new_shape, spacing, new_spacing, **resampling)
+    found, searched = (np.empty(new_shape, np.uint8) for _ in range(2))
+    manager = LabelManager(dataset_json()["labels"], None)
+    with monkeypatch.context() as patch:
+        patch.setattr(blockwise_export, "FEW_VALUES", 0)
+        assert fill_labels(logits, in_blocks, manager, searched)
+    monkeypatch.setattr(blockwise_export, "_ranges", lambda *arguments: pytest.fail("searched"))
+    assert fill_labels(logits, in_blocks, manager, found)
+    np.testing.assert_array_equal(found, searched)
+
+
+@pytest.mark.parametrize("return_probabilities", [False, True])
+@pytest.mark.parametrize("manager", [LabelManager(dataset_json()["labels"], None), LabelManager(REGIONS, [1, 2])], ids=["labels", "regions"])
+def test_views_and_arrays_that_must_not_be_written_on_the_same_grid(manager, return_probabilities) -> None:
+    logits, properties = logits_and_properties(manager.num_segmentation_heads)
+    properties["shape_after_cropping_and_before_resampling"] = logits.shape[1:]
+    properties["bbox_used_for_cropping"] = [[0, n] for n in logits.shape[1:]]
+    properties["shape_before_cropping"] = logits.shape[1:]
+    expected = export(logits, properties, manager, return_probabilities)
+    frozen = logits.copy()
+    frozen.flags.writeable = False
+    for given in (frozen, logits[:, ::-1].copy()[:, ::-1]):
+        result = export(given, properties, manager, return_probabilities)
+        for one, other in zip(result, expected, strict=True) if return_probabilities else [(result, expected)]:
+            np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("grid", ["coarser", "few values"])

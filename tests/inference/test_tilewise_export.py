@@ -75,11 +75,12 @@ def filled_by_numpy(logits: np.ndarray, resampling: BlockwiseResampling, threads
         return filled(logits, resampling, threads)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("kind", ["noise", "structures"])
-def test_threads_share_rows_without_machine_code(kind: str) -> None:
+def test_threads_share_rows_without_machine_code(kind: str, dtype: type) -> None:
     resampling = blockwise_resampling((50, 70, 90), (76, 144, 192), (1.5, 2, 2), (1, 1, 1), order=1)
     assert np.prod([len(axis) for axis in resampling.blocks[1:]]) == 12  # in a row
-    logits = some_logits(kind, (50, 70, 90))
+    logits = some_logits(kind, (50, 70, 90), dtype)
     np.testing.assert_array_equal(filled_by_numpy(logits, resampling, threads=4), filled_by_numpy(logits, resampling))
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -25,8 +24,8 @@ CONVEX_ORDERS = (0, 1)
 OUTPUTS_PER_BLOCK = 48  # per axis: a block of float64 takes 0.9 MiB, which a core's own cache holds
 
 
-class Workspace(threading.local):
-    """Arrays that are written again and again, each thread's its own: of fresh memory the first use takes longer than the arithmetic."""
+class Workspace:
+    """Arrays that one thread writes again and again: of fresh memory the first use takes longer than the arithmetic."""
 
     def __init__(self) -> None:
         self._arrays: dict[str, np.ndarray] = {}

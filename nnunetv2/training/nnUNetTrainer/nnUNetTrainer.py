@@ -73,7 +73,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from nnunetv2.utilities.versions import package_version
 
-# What loads and augments is imported where it is used: a prediction imports this module, and the libraries behind take 65 MB and half a second.
+# What loads and augments is imported where it is used: predictions import this module, and have no need of the large libraries behind.
 if TYPE_CHECKING:
     from nnunetv2.training.dataloading.batch_stream import BatchStream
     from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
@@ -674,14 +674,14 @@ class nnUNetTrainer:
 
     def augmented_somewhere(self, stream: Any) -> Any:
         """The training's batches with images augmented where ``nnUNet_augmentation_device`` says."""
+        place = self.augmentation_place()
+        if place == "cpu":
+            return stream
         from nnunetv2.training.data_augmentation.adaptive_augmentation import AdaptiveStream
         from nnunetv2.training.data_augmentation.device_augmentation import VARIABLE
         from nnunetv2.training.dataloading.batch_stream import BatchStream
         from nnunetv2.training.dataloading.data_loader import reason_to_augment_here
 
-        place = self.augmentation_place()
-        if place == "cpu":
-            return stream
         reason = reason_to_augment_here(stream.loader) if isinstance(stream, BatchStream) else "its loader is not nnU-Net's"
         if reason is not None:
             if place == "cuda":
@@ -715,7 +715,7 @@ class nnUNetTrainer:
         loader_class: type[nnUNetDataLoader] | None = None,
         **loader_options: Any,
     ) -> BatchStream:
-        """Batches of one dataset, each sample drawn from (seed, epoch, iteration, sample) alone; ``loader_class``: by default nnUNetDataLoader."""
+        """Batches of one dataset, each sample drawn from (seed, epoch, iteration, sample) alone, by default by a ``nnUNetDataLoader``."""
         from nnunetv2.training.dataloading.batch_stream import BatchStream
         from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 
@@ -730,7 +730,8 @@ class nnUNetTrainer:
             **self.place_in_global_batch(),
             **loader_options,
         }
-        loader = (loader_class or nnUNetDataLoader)(dataset, self.batch_size, patch_size, self.configuration_manager.patch_size, self.label_manager, **options)
+        new_loader = loader_class or nnUNetDataLoader
+        loader = new_loader(dataset, self.batch_size, patch_size, self.configuration_manager.patch_size, self.label_manager, **options)
         return BatchStream(
             loader,
             batches_per_epoch,
