@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fresh_python import loaded_by
 
 import nnunetv2
 
@@ -217,6 +218,4 @@ def test_help_of_a_command_loads_neither_torch_nor_scipy(command: str, entry_poi
 
 def test_prediction_does_not_load_the_compiler() -> None:
     """It takes as long as torch itself and is used where somebody asks for it."""
-    program = "import sys, nnunetv2.inference.predict_from_raw_data; print([name for name in sys.modules if name == 'torch._dynamo'])"
-    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert finished.stdout.strip() == "[]"
+    assert loaded_by("import nnunetv2.inference.predict_from_raw_data", ["torch._dynamo"]) == []

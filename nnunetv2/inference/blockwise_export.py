@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -61,30 +61,43 @@ class BlockwiseLabels:
         """
         if self._has_machine_code():
             return self._compiled.fill_row(row, logits, self._out, self._threads)
-        first, seconds, thirds = self._resampling.blocks[0][row], *self._resampling.blocks[1:]
-        if len(logits) * (first.outputs.stop - first.outputs.start) * math.prod(self._out.shape[1:]) <= FEW_VALUES:
-            if not np.isfinite(logits).all():
-                return False
-            low, high = (np.full((len(logits), len(seconds), len(thirds)), value, dtype=np.float32) for value in (-np.inf, np.inf))
-        else:
-            low, high = _ranges(logits, seconds, thirds)
-            if not (np.isfinite(low).all() and np.isfinite(high).all()):
-                return False
-            if not self._label_manager.has_regions:
-                self._count(row, low, high)
-            if self._has_machine_code():
-                return self._compiled.fill_row(row, logits, self._out, self._threads)
+        ranges = self._ranges_of_blocks(row, logits)
+        if ranges is None:
+            return False
+        if self._has_machine_code():
+            return self._compiled.fill_row(row, logits, self._out, self._threads)
+        low, high = ranges
         decide = self._regions if self._label_manager.has_regions else self._largest
+        first, seconds, thirds = self._resampling.blocks[0][row], *self._resampling.blocks[1:]
 
         def fill(place: tuple[int, int]) -> None:
             block = first, seconds[place[0]], thirds[place[1]]
-            channels = logits[(slice(None), slice(None), *(axis.inputs for axis in block[1:]))]
+            read = (slice(None), *(axis.inputs for axis in block[1:]))
             target = self._out[tuple(axis.outputs for axis in block)]
             with self._workspace() as workspace:
-                decide(channels, low[(slice(None), *place)], high[(slice(None), *place)], block, target, workspace)
+
+                def resampled(channel: int) -> np.ndarray:
+                    return resampled_logits(logits[channel][read], self._resampling, block, workspace)
+
+                decide(resampled, low[(slice(None), *place)], high[(slice(None), *place)], target)
 
         each_on_threads(fill, itertools.product(range(len(seconds)), range(len(thirds))), self._threads)
         return True
+
+    def _ranges_of_blocks(self, row: int, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """Smallest and largest logit that each block of a row reads, or less narrow bounds; None where logits are no finite numbers."""
+        first, seconds, thirds = self._resampling.blocks[0][row], *self._resampling.blocks[1:]
+        if len(logits) * (first.outputs.stop - first.outputs.start) * math.prod(self._out.shape[1:]) <= FEW_VALUES:
+            if not np.isfinite(logits).all():
+                return None
+            low, high = (np.full((len(logits), len(seconds), len(thirds)), bound, dtype=np.float32) for bound in (-np.inf, np.inf))
+            return low, high
+        low, high = _ranges(logits, seconds, thirds)
+        if not (np.isfinite(low).all() and np.isfinite(high).all()):
+            return None
+        if not self._label_manager.has_regions:
+            self._count(row, low, high)
+        return low, high
 
     @contextmanager
     def _workspace(self) -> Iterator[Workspace]:
@@ -112,42 +125,22 @@ class BlockwiseLabels:
         is_worth_compiling = BlockwiseLabels._interpolated + per_plane * planes_to_do >= WORTH_COMPILING
         BlockwiseLabels._interpolated += per_plane * (planes_to_do if is_worth_compiling else planes)
 
-    def _largest(
-        self,
-        channels: np.ndarray,
-        low: np.ndarray,
-        high: np.ndarray,
-        block: Sequence[AxisBlock],
-        target: np.ndarray,
-        workspace: Workspace,
-    ) -> None:
+    def _largest(self, resampled: Callable[[int], np.ndarray], low: np.ndarray, high: np.ndarray, target: np.ndarray) -> None:
         """Index of the largest channel; of equal ones the first."""
         candidates = np.flatnonzero(high >= low.max())
         if len(candidates) == 1:
             target[...] = candidates[0]
             return
-        target[...] = index_of_largest(
-            ((index, resampled_logits(channels[index], self._resampling, block, workspace)) for index in candidates),
-            target.dtype,
-        )
+        target[...] = index_of_largest(((index, resampled(index)) for index in candidates), target.dtype)
 
-    def _regions(
-        self,
-        channels: np.ndarray,
-        low: np.ndarray,
-        high: np.ndarray,
-        block: Sequence[AxisBlock],
-        target: np.ndarray,
-        workspace: Workspace,
-    ) -> None:
+    def _regions(self, resampled: Callable[[int], np.ndarray], low: np.ndarray, high: np.ndarray, target: np.ndarray) -> None:
         """Regions painted one over the other, in the order that dataset.json asks for."""
         labels = np.zeros(target.shape, dtype=np.uint16)
-        for channel, label, least, most in zip(channels, self._label_manager.regions_class_order, low, high, strict=True):
+        for index, (label, least, most) in enumerate(zip(self._label_manager.regions_class_order, low, high, strict=True)):
             if least >= SURELY_INSIDE:
                 labels[...] = label
             elif most > SURELY_OUTSIDE:
-                resampled = resampled_logits(channel, self._resampling, block, workspace)
-                probability = self._label_manager.apply_inference_nonlin(resampled[None])[0].numpy()
+                probability = self._label_manager.apply_inference_nonlin(resampled(index)[None])[0].numpy()
                 labels[probability > REGION_THRESHOLD] = label
         target[...] = labels
 
